@@ -1,0 +1,86 @@
+"""The error tree. Every error says what, where, got against wanted, and what to type next.
+
+    CpdError
+    ├── UsageError            the request cannot be met as typed            exit code 2
+    │   ├── ModelError        unknown model, weights that do not fit, not exportable
+    │   ├── DataError         data missing, unreadable, or with the wrong classes
+    │   ├── BudgetError       budget that is no budget
+    │   └── RuntimeMissing    a runtime that is not installed
+    ├── InfeasibleError       no plan meets the budget; names the floor     exit code 1
+    ├── ParityError           engine and torch disagree                     exit code 1
+    ├── TableError            a latency table lacks, or contradicts, what is asked
+    ├── StoreError            a run folder that cannot be read or resumed   exit code 2
+    └── EnvironmentMismatch   numbers from different environments           exit code 4
+"""
+
+from __future__ import annotations
+
+
+class CpdError(Exception):
+    """Root of everything this package raises on purpose.
+
+    Args:
+        what: one sentence that says what is wrong, where, got against wanted.
+        hint: the next thing to type or to change; printed on its own line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, hint: str = "") -> None:
+        super().__init__(what if not hint else f"{what}\n  {hint}")
+        self.what = what
+        self.hint = hint
+
+
+class UsageError(CpdError):
+    """The request cannot be met as typed."""
+
+    exit_code = 2
+
+
+class ModelError(UsageError):
+    """The model is unknown, cannot be exported, or its weights do not fit."""
+
+
+class DataError(UsageError):
+    """The data is missing, unreadable, or does not belong to the model."""
+
+
+class BudgetError(UsageError):
+    """The budget is not a positive number of milliseconds, ratio or quantile."""
+
+
+class RuntimeMissing(UsageError):
+    """A runtime or optional package is not installed."""
+
+
+class StoreError(UsageError):
+    """A run folder cannot be read, or does not belong to this request."""
+
+
+class InfeasibleError(CpdError):
+    """No plan meets the budget.
+
+    Args:
+        floor_ms: the lowest latency any plan reaches, as predicted [ms].
+        binding: names of the groups or regions that hold the floor up, worst first.
+    """
+
+    def __init__(self, what: str, *, floor_ms: float, binding: tuple[str, ...], hint: str = "") -> None:
+        super().__init__(what, hint=hint)
+        self.floor_ms = floor_ms
+        self.binding = binding
+
+
+class ParityError(CpdError):
+    """The engine and the torch module give different outputs."""
+
+
+class TableError(CpdError):
+    """A latency table lacks an entry, or was measured for something else."""
+
+
+class EnvironmentMismatch(CpdError):
+    """Two numbers come from environments that may not be compared."""
+
+    exit_code = 4

@@ -1,0 +1,153 @@
+"""Run folders: every file of a run in one place, written atomically, with a format version.
+
+    RUN/
+      run.json        what was asked, every stage's result, the verdict; the object `--json` prints
+      groups.json     what comb found
+      table.json      the latency table the plan was solved on
+      plan.json       kept units and the certificate of the choice
+      dense.onnx      pruned.onnx    pruned.pt2    quality.json    layers.json
+      samples/        raw latencies with their environment, one file a measurement
+      checkpoints/    training state, so that `--resume` goes on; removed when the run is done
+      report.html     report.md
+
+Format history: 1, the first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpd_edge.errors import StoreError
+from cpd_edge.types import Measurement
+
+FORMAT = 1
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes `data` so that `path` holds either its old content or all of the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, data: object) -> None:
+    """Writes JSON that any parser reads: no NaN, no Infinity (both become null)."""
+    write_text(path, json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
+
+
+def write_with(path: Path, save: Callable[[Path], object]) -> None:
+    """Lets `save` write a temporary file with the same suffix beside `path`, then moves it in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".partial-{os.getpid()}-{path.name}"
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plain(data: object) -> object:
+    """Dataclasses, mappings, arrays and NumPy scalars as JSON's own types."""
+    if hasattr(data, "__dataclass_fields__"):
+        return {name: plain(getattr(data, name)) for name in data.__dataclass_fields__}
+    if isinstance(data, Mapping):
+        return {str(k): plain(v) for k, v in data.items()}
+    if isinstance(data, np.ndarray):
+        return plain(data.tolist())
+    if isinstance(data, (list, tuple, set, frozenset)):
+        return [plain(v) for v in data]
+    if isinstance(data, np.generic):
+        return plain(data.item())
+    if isinstance(data, Path):
+        return str(data)
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        StoreError: the file is not there or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist", hint="give the folder that `cpd-edge prune` printed") from None
+    except ValueError as error:
+        raise StoreError(f"{path} is not JSON: {error}") from None
+
+
+class Run:
+    """One run folder. Opening reads `run.json`; `update` rewrites it atomically.
+
+    Raises:
+        StoreError: the folder holds no run, or one of a newer format.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record: dict[str, Any] = read_json(folder / "run.json")
+        found = self.record.get("format")
+        if found != FORMAT:
+            raise StoreError(
+                f"{folder}: run format {found}, this version reads {FORMAT}", hint="upgrade with: pip install -U cpd-edge"
+            )
+
+    @classmethod
+    def create(cls, folder: Path, request: Mapping[str, Any]) -> Run:
+        """Makes the folder and its first `run.json`.
+
+        Raises:
+            StoreError: the folder already holds a run.
+        """
+        if (folder / "run.json").exists():
+            raise StoreError(f"{folder} already holds a run", hint="add --resume to go on with it, or give another --out")
+        write_json(folder / "run.json", {"format": FORMAT, "run": str(folder), "request": request, "seconds": {}})
+        return cls(folder)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def update(self, **fields: object) -> None:
+        """Sets top-level fields of the record and writes it."""
+        self.record = {**self.record, **{k: plain(v) for k, v in fields.items()}}
+        write_json(self / "run.json", self.record)
+
+    def save_measurement(self, measurement: Measurement) -> None:
+        """Keeps the raw samples under `samples/NAME.json`."""
+        write_json(self / f"samples/{measurement.name}.json", {"format": FORMAT, **dict(plain(measurement))})  # type: ignore[call-overload]
+
+    def load_measurement(self, name: str) -> Measurement:
+        """Inverse of `save_measurement`."""
+        return measurement_from(read_json(self / f"samples/{name}.json"))
+
+
+def measurement_from(data: Mapping[str, Any]) -> Measurement:
+    """A measurement from its JSON form."""
+    arrays = {k: np.asarray(data[k], np.int64) for k in ("samples_ns", "starts_ns", "blocks")}
+    rest = {k: data[k] for k in ("name", "environment", "steady", "stop", "interference")}
+    return Measurement(**arrays, **rest)

@@ -1,0 +1,243 @@
+"""The nouns that rooms hand to each other: frozen dataclasses, one meaning each. No torch here.
+
+*axis* one named, countable extent · *unit* one index of it · *slot* where units sit in a parameter ·
+*group* units that go together · *region* what the runtime runs as one fused kernel · *table* measured
+region latencies over widths · *plan* kept units chosen for a budget · *measurement* raw samples with
+their environment · *budget* a quantile and a limit in ms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cpd_edge.errors import BudgetError
+from cpd_edge.layout import Keep, Layout, Widths
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+EXIT_CODES: Mapping[str, int] = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
+"""Process exit code of a verdict; 2 is wrong usage, 4 an invalid environment."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the units of a group sit in one dim of one parameter or buffer.
+
+    Attributes:
+        tensor: fully qualified name in the original module's `state_dict`.
+        dim: dimension of that tensor.
+        layout: how the dim's indices are made of axes, in original coordinates.
+        reads: whether this dim is contracted, so that it consumes the units rather than makes them.
+    """
+
+    tensor: str
+    dim: int
+    layout: Layout
+    reads: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that can be removed, each one together with everything that depends on it.
+
+    Attributes:
+        name: readable name, after the parameter that makes the units (`blocks.0.conv1`).
+        units: how many there are.
+        slots: every place in parameters and buffers that the units occupy.
+        exact: removing a unit equals masking it. False where a statistic runs over the axis.
+    """
+
+    name: str
+    units: int
+    slots: tuple[Slot, ...]
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An axis that may not be cut, and why."""
+
+    axis: str
+    units: int
+    reason: str
+    source: str = ""
+    """`file:line` of the user's code, where known."""
+    params: int = 0
+    """How many parameter elements this protects from being cut along this axis."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What comb found: the prunable groups and the frozen rest."""
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+
+    def __getitem__(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The dense network's width by group."""
+        return {g.name: g.units for g in self.groups}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A latency limit on one quantile: either `limit_ms`, or a `speedup` over the dense engine.
+
+    Raises:
+        BudgetError: not exactly one limit, or a value that is no limit.
+    """
+
+    limit_ms: float | None = None
+    speedup: float | None = None
+    quantile: float = 0.5
+    tolerance: float = 0.05
+
+    def __post_init__(self) -> None:
+        if (self.limit_ms is None) == (self.speedup is None):
+            raise BudgetError("a budget is either milliseconds or a speed-up", hint="give --budget-ms MS or --speedup X")
+        if self.limit_ms is not None and not (math.isfinite(self.limit_ms) and self.limit_ms > 0):
+            raise BudgetError(f"budget of {self.limit_ms} ms: it must be above 0", hint="for example --budget-ms 12")
+        if self.speedup is not None and not (math.isfinite(self.speedup) and self.speedup > 0):
+            raise BudgetError(f"speed-up of {self.speedup}: it must be above 0", hint="for example --speedup 2")
+        if not 0 < self.quantile < 1:
+            raise BudgetError(f"quantile {self.quantile}: it must lie between 0 and 1", hint="for example --quantile 0.99")
+        if not 0 < self.tolerance < 1:
+            raise BudgetError(f"tolerance {self.tolerance}: it must lie between 0 and 1", hint="for example 0.05")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """`[low, estimate, high]` at 95 %, from `n` raw samples. `high` is `inf` below the sample floor."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Raw latencies of one engine in one window, with the environment they belong to.
+
+    Attributes:
+        name: what was measured (`dense`, `pruned`, a file's stem).
+        samples_ns: latency of each inference, in order [ns].
+        starts_ns: when each inference began, monotonic clock [ns].
+        blocks: block number of each inference.
+        environment: device, runtime, precision, threads, power state, shape, protocol: the key.
+        steady: no trend between the first and the last third.
+        stop: why sampling ended (`interval inside target`, or the condition that was not met).
+        interference: involuntary context switches per second of measuring, or None where unreadable.
+    """
+
+    name: str
+    samples_ns: npt.NDArray[np.int64]
+    starts_ns: npt.NDArray[np.int64]
+    blocks: npt.NDArray[np.int64]
+    environment: Mapping[str, Any]
+    steady: bool
+    stop: str
+    interference: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two engines measured in ABBA blocks of one window.
+
+    Attributes:
+        a, b: the two measurements (a: reference, b: candidate).
+        speedup: latency of a over latency of b, paired by block.
+        outcome: `faster`, `slower`, `equivalent` (inside `margin`) or `inconclusive`, said of b.
+        margin: equivalence margin, relative.
+    """
+
+    a: Measurement
+    b: Measurement
+    speedup: Interval
+    outcome: Literal["faster", "slower", "equivalent", "inconclusive"]
+    margin: float
+
+
+@dataclass(frozen=True)
+class Region:
+    """What the runtime runs as one fused kernel: an operation and the elementwise chain behind it.
+
+    Attributes:
+        name: stable over widths: the name of the ONNX node that heads it.
+        op: ONNX operator of that node (`Conv`, `Gemm`, `MaxPool`, `Concat` ...).
+        nodes: names of all ONNX nodes it holds, head first.
+        reads, writes: layout of the features it consumes and produces.
+        weight: layout of each dim of its weight, or empty.
+        dense_macs: multiply-accumulates at dense width and batch 1.
+        fqn: name of the torch parameter that holds its weight, or ''.
+    """
+
+    name: str
+    op: str
+    nodes: tuple[str, ...]
+    reads: Layout
+    writes: Layout
+    weight: tuple[Layout, ...]
+    dense_macs: int
+    fqn: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units stay, chosen for a limit, with the certificate of the choice.
+
+    Attributes:
+        keep: ascending kept units by group name; a group that is absent stays whole.
+        limit_ms: latency limit that was solved for [ms].
+        predicted_ms: latency the table predicts, fixed part included [ms].
+        objective: importance removed (lower is better).
+        bound: proven lower bound of the objective.
+        gap: relative gap between the two.
+        seconds: time to solve.
+        strategy: `milp` or a baseline's name.
+    """
+
+    keep: Mapping[str, tuple[int, ...]]
+    limit_ms: float
+    predicted_ms: float
+    objective: float
+    bound: float
+    gap: float
+    seconds: float
+    strategy: str = "milp"
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Kept units by group."""
+        return {name: len(units) for name, units in self.keep.items()}
+
+    @property
+    def kept(self) -> Keep:
+        """The kept units as index arrays."""
+        return {name: np.asarray(units, np.int64) for name, units in self.keep.items()}
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Loss expected from removing each unit, by group: arrays `[units]`, additive, not negative."""
+
+    by_group: Mapping[str, npt.NDArray[np.float64]]
+    metric: str = "taylor"
+
+
+__all__ = [
+    "EXIT_CODES", "Budget", "Comparison", "Frozen", "Group", "Groups", "Importance", "Interval", "Keep", "Layout",
+    "Measurement", "Plan", "Region", "Slot", "Verdict", "Widths", "field",
+]  # fmt: skip
