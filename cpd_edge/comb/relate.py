@@ -1,0 +1,221 @@
+"""One walk over the graph: every tensor dim gets a layout, every call relates its inputs to its outputs.
+
+A `Relation` is what a rule sees. Rules live in `rules.py`, one short function per family of
+operations. A call without a rule, or one that the algebra cannot express, freezes the axes it
+touches and is reported: never a wrong cut, never a crash.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from cpd_edge.comb.axes import UNIT, Axes, Misaligned
+from cpd_edge.network import Network, ShapeArgument, op_name, source_line
+from cpd_edge.layout import Layout, Prod
+
+Dims: TypeAlias = tuple[Layout, ...]
+Rule: TypeAlias = "Callable[[Relation, fx.Node], Dims | list[Dims]]"
+
+RULES: dict[str, Rule] = {}
+
+
+def register_rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for ATen or custom operators by name, without namespace and overload.
+
+    A rule gets the relation and the node; it relates the layouts of the inputs and returns the
+    layouts of the output (a list of them for several outputs). It may raise `Misaligned`.
+
+    Example:
+        >>> @register_rule("scaled_relu")
+        ... def scaled_relu(r, node):
+        ...     return r.dims(node.args[0])
+    """
+
+    def add(rule: Rule) -> Rule:
+        for name in names:
+            RULES[name] = rule
+        return rule
+
+    return add
+
+
+@dataclass
+class Relation:
+    """The state of one walk: layouts by node, and what the rules recorded."""
+
+    network: Network
+    axes: Axes = field(default_factory=Axes)
+    of: dict[str, Dims | list[Dims]] = field(default_factory=dict)
+    parameters: dict[str, Dims] = field(default_factory=dict)
+    readers: set[tuple[str, int]] = field(default_factory=set)
+    shape_arguments: list[ShapeArgument] = field(default_factory=list)
+
+    def dims(self, node: object) -> Dims:
+        """Layouts of a tensor's dims, outermost first."""
+        assert isinstance(node, fx.Node)
+        found = self.of[node.name]
+        assert isinstance(found, tuple)
+        return found
+
+    def optional(self, node: fx.Node, index: int) -> Dims | None:
+        """Layouts of an argument that may be absent or None."""
+        given = node.args[index] if len(node.args) > index else None
+        return self.dims(given) if isinstance(given, fx.Node) else None
+
+    def unify(self, a: Layout, b: Layout) -> None:
+        """Two dims have the same units. See `Axes.unify`."""
+        self.axes.unify(a, b)
+
+    def contract(self, tensor: object, dim: int) -> None:
+        """Says that a call sums over a dim of a parameter: it reads those units."""
+        if isinstance(tensor, fx.Node) and tensor.op == "get_attr":
+            self.readers.add((str(tensor.target), dim))
+
+    def shape_argument(self, node: fx.Node, path: tuple[int, ...], layout: Layout) -> None:
+        """Says that the integer at `path` in the call's arguments is the extent of `layout`."""
+        self.shape_arguments.append(ShapeArgument(node.name, path, layout))
+
+    def freeze(self, node: fx.Node, layouts: Sequence[Layout], reason: str) -> None:
+        """Freezes layouts because of a call, remembering the user's line."""
+        for layout in layouts:
+            self.axes.freeze(layout, reason, source_line(node))
+
+    def reshape(self, source: Dims, sizes: Sequence[int]) -> Dims:
+        """Layouts after a row-major reshape to `sizes`: runs of dims with equal products go together."""
+        out: list[Layout] = []
+        todo, wanted = list(source), list(sizes)
+        while todo or wanted:
+            run: list[Layout] = []
+            into: list[int] = []
+            have, need = 1, 1
+            while not run or not into or have != need:
+                if (have <= need or not wanted) and todo:
+                    run.append(todo.pop(0))
+                    have *= run[-1].extent
+                elif wanted:
+                    into.append(wanted.pop(0))
+                    need *= into[-1]
+                elif have == need:
+                    break
+                else:
+                    raise Misaligned(f"{[d.extent for d in source]} does not reshape to {list(sizes)}")
+            out.extend(self.axes.factor(Prod(tuple(run)), into))
+        return tuple(out)
+
+    def broadcast(self, tensors: Sequence[Dims]) -> Dims:
+        """Layouts of an elementwise result: equal dims agree, dims of extent 1 stretch."""
+        rank = max(len(t) for t in tensors)
+        out = [UNIT] * rank
+        for dims in tensors:
+            for i, layout in enumerate(dims, start=rank - len(dims)):
+                if layout.extent == 1:
+                    continue
+                if out[i].extent == 1:
+                    out[i] = layout
+                else:
+                    self.unify(out[i], layout)
+        return tuple(out)
+
+
+def relate(network: Network) -> Relation:
+    """Walks the graph once, in order, and relates every call."""
+    relation = Relation(network)
+    for node in network.graph.nodes:
+        if node.op == "placeholder":
+            relation.of[node.name] = _fixed(relation, node, "network input")
+        elif node.op == "get_attr":
+            _parameter(relation, node)
+        elif node.op == "call_function":
+            _call(relation, node)
+        elif node.op == "output":
+            _protect_outputs(relation, node)
+    return relation
+
+
+def shape_of(value: object) -> tuple[int, ...]:
+    """Shape of a traced tensor; a free batch size counts as the example's."""
+    assert isinstance(value, Tensor)
+    return tuple(extent(s) for s in value.shape)
+
+
+def extent(size: object) -> int:
+    """A size as an integer; a symbolic one as the example had it."""
+    return size if type(size) is int else int(size.node.hint)  # type: ignore[attr-defined]
+
+
+def _fixed(relation: Relation, node: fx.Node, reason: str) -> Dims | list[Dims]:
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return tuple(relation.axes.fixed(n, reason, source_line(node)) for n in shape_of(value))
+    if isinstance(value, (tuple, list)):
+        return [
+            tuple(relation.axes.fixed(n, reason, source_line(node)) for n in shape_of(v)) if isinstance(v, Tensor) else ()
+            for v in value
+        ]
+    return ()
+
+
+def _parameter(relation: Relation, node: fx.Node) -> None:
+    name = str(node.target)
+    if name not in relation.parameters:
+        tensor = _fetch(relation.network, name)
+        relation.parameters[name] = tuple(relation.axes.new(n) for n in tensor.shape) if isinstance(tensor, Tensor) else ()
+    relation.of[node.name] = relation.parameters[name]
+
+
+def _fetch(module: torch.nn.Module, name: str) -> Any:
+    for step in name.split("."):
+        module = getattr(module, step)
+    return module
+
+
+def _call(relation: Relation, node: fx.Node) -> None:
+    if node.target is operator.getitem:
+        source, index = node.args[0], node.args[1]
+        several = relation.of[source.name]  # type: ignore[union-attr]
+        relation.of[node.name] = several[index] if isinstance(several, list) else ()  # type: ignore[index]
+        return
+    name = op_name(node)
+    rule = RULES.get(name) or RULES.get(name.removesuffix("_"))
+    if not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
+        relation.of[node.name] = ()
+        return
+    try:
+        if rule is None:
+            raise Misaligned("it has no rule")
+        found = rule(relation, node)
+        _check(node, found)
+    except Misaligned as why:
+        _freeze_call(relation, node, f"{name or node.target}: {why}")
+    else:
+        relation.of[node.name] = found
+
+
+def _check(node: fx.Node, found: Dims | list[Dims]) -> None:
+    """Holds a rule to the traced shapes, so that a wrong rule freezes instead of cutting wrongly."""
+    values = node.meta["val"] if isinstance(found, list) else [node.meta["val"]]
+    for value, dims in zip(values, found if isinstance(found, list) else [found], strict=True):
+        if isinstance(value, Tensor) and tuple(d.extent for d in dims) != shape_of(value):
+            raise Misaligned(f"its rule gives {[d.extent for d in dims]} for {list(shape_of(value))}")
+
+
+def _freeze_call(relation: Relation, node: fx.Node, reason: str) -> None:
+    for source in node.all_input_nodes:
+        found = relation.of.get(source.name, ())
+        for dims in found if isinstance(found, list) else [found]:
+            relation.freeze(node, dims, reason)
+    relation.of[node.name] = _fixed(relation, node, reason)
+
+
+def _protect_outputs(relation: Relation, node: fx.Node) -> None:
+    for source in node.all_input_nodes:
+        found = relation.of[source.name]
+        for dims in found if isinstance(found, list) else [found]:
+            relation.freeze(source, dims, "network output")
+

@@ -1,0 +1,240 @@
+"""The traced network: an exported graph that is still an ordinary module.
+
+`torch.export` gives a graph of ATen calls with the original parameter names. `Network` makes it a
+`torch.nn.Module` again: `train()` and `eval()` switch the mode that batch-norm and dropout calls
+carry as an argument, so it trains, saves and exports like the user's own module, without his class.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from cpd_edge.errors import ModelError
+from cpd_edge.layout import Layout
+from cpd_edge.types import Groups
+
+_TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "dropout_": 2, "feature_dropout": 2, "instance_norm": 5}
+"""Position of the training flag in the calls that behave differently while training."""
+
+_BATCH = 2
+"""Batch size of the traced example. 0 and 1 would be specialised away."""
+
+
+def op_name(node: fx.Node) -> str:
+    """Name of an ATen call without its overload (`conv2d`), or '' for anything else."""
+    target = node.target
+    if node.op == "call_function" and isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1]
+    return ""
+
+
+class Network(fx.GraphModule):
+    """An exported graph with its parameters under their original names.
+
+    Attributes:
+        input_shape: shape of one input `(c, h, w)`, without the batch.
+    """
+
+    input_shape: tuple[int, ...]
+
+    def train(self, mode: bool = True) -> Network:
+        """Puts batch-norm and dropout calls into training mode, or back."""
+        changed = False
+        for node in self.graph.nodes:
+            at = _TRAINING_ARGUMENT.get(op_name(node))
+            if at is not None and node.args[at] is not mode:
+                node.update_arg(at, mode)
+                changed = True
+        if changed:
+            self.recompile()
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Network:
+        """The same as `train(False)`."""
+        return self.train(False)
+
+    def example(self, batch: int = _BATCH, seed: int = 0) -> Tensor:
+        """Seeded standard-normal inputs `[batch, *input_shape]` on the network's device."""
+        where = next(self.parameters()).device if any(True for _ in self.parameters()) else torch.device("cpu")
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch, *self.input_shape, generator=generator).to(where)
+
+    def clone(self) -> Network:
+        """An independent copy: own graph, own parameters."""
+        return _network(copy.deepcopy(self), self.input_shape)
+
+
+@dataclass(frozen=True)
+class ShapeArgument:
+    """An integer in a call that equals the extent of a layout and is rewritten after a cut.
+
+    Attributes:
+        node: name of the call.
+        path: where in its positional arguments, outermost index first.
+        layout: whose extent it is.
+    """
+
+    node: str
+    path: tuple[int, ...]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Combed:
+    """A network with its dependencies resolved: everything a cut needs to know.
+
+    Attributes:
+        network: the dense network, in original coordinates.
+        groups: what may be removed, and what may not.
+        parameters: layout of each dim of each parameter and buffer, by name.
+        values: layout of each dim of each tensor that a call makes, by node name.
+        shape_arguments: the integers in the graph that follow the widths.
+    """
+
+    network: Network
+    groups: Groups
+    parameters: Mapping[str, tuple[Layout, ...]]
+    values: Mapping[str, tuple[Layout, ...]]
+    shape_arguments: tuple[ShapeArgument, ...]
+
+
+def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Network:
+    """Exports a module, in eval mode and with a free batch size, into a `Network` that computes the same.
+
+    Args:
+        model: any module that takes one tensor `[batch, *input_shape]`. It is not changed.
+        input_shape: shape of one input, without the batch.
+
+    Raises:
+        ModelError: the model cannot be exported; names the user's own line.
+    """
+    if isinstance(model, Network):
+        return model.clone()
+    return _network(export(model, input_shape).module(check_guards=False), input_shape)
+
+
+def export(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    """The `ExportedProgram` of a module in eval mode, with a free batch size.
+
+    Raises:
+        ModelError: see `trace`.
+    """
+    was_training = model.training
+    model.eval()
+    device = next((t.device for t in model.parameters()), torch.device("cpu"))
+    example = torch.randn(_BATCH, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    try:
+        return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
+    except Exception as error:  # torch.export raises whatever the user's forward raises
+        raise ModelError(
+            f"{type(model).__name__} cannot be exported: {_first_line(error)}{_user_line(error)}",
+            hint=f"it must take one tensor of shape (batch, {', '.join(map(str, input_shape))}) and be traceable by torch.export",
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+def save(network: Network, path: Path) -> None:
+    """Saves as `.pt2`, which loads with `torch.export.load(path).module()`, without this package."""
+    torch.export.save(export(network, network.input_shape), path)
+
+
+def load(path: Path) -> Network:
+    """Inverse of `save`; takes any `.pt2` with one tensor input.
+
+    Raises:
+        ModelError: the file is not a `.pt2`.
+    """
+    try:
+        program = torch.export.load(path)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ModelError(f"{path} is not an exported program: {_first_line(error)}") from error
+    (example,), _ = program.example_inputs or ((torch.zeros(1),), {})
+    return _network(program.module(check_guards=False), tuple(example.shape[1:]))
+
+
+def _network(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
+    assert isinstance(module, fx.GraphModule)
+    graph = copy.deepcopy(module.graph)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and not node.users:
+            graph.erase_node(node)
+    for node in graph.nodes:
+        _spell_out(node)
+    network = Network(module, graph)
+    for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
+        for name, tensor in named:
+            _attach(network, name, tensor, kind)
+    network.input_shape = tuple(input_shape)
+    return network.eval()
+
+
+def _spell_out(node: fx.Node) -> None:
+    """Gives a call one canonical form: defaults that are rewritten later become arguments, splits carry their sizes."""
+    name = op_name(node)
+    wanted = _TRAINING_ARGUMENT.get(name, {"conv1d": 6, "conv2d": 6, "conv3d": 6, "slice": 4}.get(name, -1))
+    if len(node.args) <= wanted:
+        schema = node.target._schema.arguments  # type: ignore[union-attr]
+        extra = [node.kwargs.get(a.name, a.default_value) for a in schema[len(node.args) : wanted + 1]]
+        node.args = (*node.args, *extra)
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k not in {a.name for a in schema[: wanted + 1]}}
+    if name in ("chunk", "split"):
+        dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+        assert isinstance(dim, int)
+        sizes = [part.shape[dim] for part in node.meta["val"]]
+        if all(type(size) is int for size in sizes):
+            node.target = torch.ops.aten.split_with_sizes.default
+            node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+def _attach(root: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
+    *path, last = name.split(".")
+    owner = root
+    for step in path:
+        if not hasattr(owner, step):
+            owner.add_module(step, nn.Module())
+        owner = getattr(owner, step)
+    if last in owner._parameters or last in owner._buffers:
+        return
+    if kind == "parameter":
+        assert isinstance(tensor, nn.Parameter)
+        owner.register_parameter(last, tensor)
+    else:
+        owner.register_buffer(last, tensor)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _user_line(error: BaseException) -> str:
+    library = Path(torch.__file__).parent
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if library not in Path(f.filename).parents]
+    mine = Path(__file__).parents[1]
+    theirs = [f for f in frames if mine not in Path(f.filename).parents]
+    return f"\n  at {theirs[-1].filename}:{theirs[-1].lineno}: {theirs[-1].line}" if theirs else ""
+
+
+def source_line(node: fx.Node) -> str:
+    """`file:line` of the user's code that made a node, or ''."""
+    stack: Any = node.meta.get("stack_trace") or ""
+    library = str(Path(torch.__file__).parent)
+    found = ""
+    for line in stack.splitlines():
+        text = line.strip()
+        if text.startswith('File "') and library not in text:
+            name, number = text.split('"')[1], text.split("line ")[1].split(",")[0]
+            found = f"{name}:{number}"
+    return found

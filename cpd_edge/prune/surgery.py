@@ -1,0 +1,114 @@
+"""The cut: parameters and buffers sliced, shape constants rewritten, always from original coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpd_edge.layout import Keep, Layout, kept, size
+from cpd_edge.network import Combed, Network
+from cpd_edge.types import Groups
+
+
+def check(groups: Groups, keep: Keep) -> None:
+    """Raises ValueError unless `keep` names groups, keeps at least one unit of each, in ascending order and range."""
+    for name, units in keep.items():
+        try:
+            group = groups[name]
+        except KeyError:
+            raise ValueError(f"no group is called {name!r}; there are {[g.name for g in groups.groups][:8]}") from None
+        if len(units) == 0:
+            raise ValueError(f"group {name}: at least one of its {group.units} units must stay")
+        if any(b <= a for a, b in zip(units, units[1:], strict=False)) or units[0] < 0 or units[-1] >= group.units:
+            raise ValueError(f"group {name}: kept units must ascend within 0..{group.units - 1}, got {list(units)[:8]}")
+
+
+def cut(combed: Combed, keep: Keep, state: Mapping[str, Tensor] | None = None) -> Network:
+    """The network without the units that `keep` leaves out.
+
+    Args:
+        combed: the dense network and its layouts.
+        keep: ascending kept units by group; a group that is absent stays whole.
+        state: parameters and buffers in original coordinates, if not the dense network's own.
+
+    Raises:
+        ValueError: `keep` does not fit the groups.
+    """
+    check(combed.groups, keep)
+    network = combed.network.clone()
+    source = combed.network.state_dict() if state is None else state
+    for name, dims in combed.parameters.items():
+        _replace(network, name, _sliced(source[name], dims, keep))
+    widths = {name: len(units) for name, units in keep.items()}
+    by_name = {node.name: node for node in network.graph.nodes}
+    for argument in combed.shape_arguments:
+        node = by_name[argument.node]
+        node.args = _with(node.args, argument.path, size(argument.layout, widths))
+    network.recompile()
+    return network
+
+
+def expand(combed: Combed, keep: Keep, network: Network) -> dict[str, Tensor]:
+    """A cut network's state in original coordinates: what was removed holds the dense network's values.
+
+    So a second cut, of a network trained after the first, is again one cut from original coordinates.
+    """
+    out = {name: tensor.detach().clone() for name, tensor in combed.network.state_dict().items()}
+    for name, tensor in network.state_dict().items():
+        dims = combed.parameters.get(name)
+        if dims:
+            index = [torch.as_tensor(kept(layout, keep)) for layout in dims]
+            out[name][torch.meshgrid(*index, indexing="ij")] = tensor.detach().to(out[name].device)
+        else:
+            out[name] = tensor.detach().clone()
+    return out
+
+
+def mask(combed: Combed, keep: Keep) -> Network:
+    """The dense network whose readers ignore the units that `keep` leaves out.
+
+    Pruned equals masked wherever no statistic runs over a group (`Group.exact`). The reading weights
+    are zeroed, not the writers' outputs: an activation may turn zero into something else.
+    """
+    check(combed.groups, keep)
+    network = combed.network.clone()
+    state = dict(network.named_parameters()) | dict(network.named_buffers())
+    with torch.no_grad():
+        for group in combed.groups.groups:
+            for slot in group.slots:
+                if slot.reads:
+                    stays = torch.zeros(state[slot.tensor].shape[slot.dim], dtype=torch.bool)
+                    stays[torch.as_tensor(kept(slot.layout, keep))] = True
+                    shape = [-1 if d == slot.dim else 1 for d in range(state[slot.tensor].dim())]
+                    state[slot.tensor].mul_(stays.view(shape))
+    return network
+
+
+def _sliced(tensor: Tensor, dims: tuple[Layout, ...], keep: Keep) -> Tensor:
+    for dim, layout in enumerate(dims):
+        index = kept(layout, keep)
+        if len(index) != tensor.shape[dim]:
+            tensor = tensor.index_select(dim, torch.as_tensor(index, device=tensor.device))
+    return tensor.detach().clone()
+
+
+def _replace(root: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, last = name.rpartition(".")
+    owner = root.get_submodule(path)
+    if last in owner._parameters:
+        old = owner._parameters[last]
+        owner._parameters[last] = nn.Parameter(tensor, requires_grad=old is not None and old.requires_grad)
+    elif last in owner._buffers:
+        owner._buffers[last] = tensor
+    else:
+        setattr(owner, last, tensor)
+
+
+def _with(arguments: Any, path: tuple[int, ...], value: int) -> Any:
+    head, *rest = path
+    new = list(arguments)
+    new[head] = _with(new[head], tuple(rest), value) if rest else value
+    return tuple(new) if isinstance(arguments, tuple) else new
