@@ -120,7 +120,12 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Network:
     """
     if isinstance(model, Network):
         return model.clone()
-    return _network(export(model, input_shape).module(check_guards=False), input_shape)
+    return wrap(export(model, input_shape), input_shape)
+
+
+def wrap(program: torch.export.ExportedProgram, input_shape: tuple[int, ...]) -> Network:
+    """An exported program as a `Network`, in eval mode."""
+    return _network(program.module(check_guards=False), input_shape)
 
 
 def export(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
@@ -161,7 +166,7 @@ def load(path: Path) -> Network:
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelError(f"{path} is not an exported program: {_first_line(error)}") from error
     (example,), _ = program.example_inputs or ((torch.zeros(1),), {})
-    return _network(program.module(check_guards=False), tuple(example.shape[1:]))
+    return wrap(program, tuple(example.shape[1:]))
 
 
 def _network(module: nn.Module, input_shape: tuple[int, ...]) -> Network:

@@ -201,7 +201,7 @@ def _check(node: fx.Node, found: Dims | list[Dims]) -> None:
     """Holds a rule to the traced shapes, so that a wrong rule freezes instead of cutting wrongly."""
     values = node.meta["val"] if isinstance(found, list) else [node.meta["val"]]
     for value, dims in zip(values, found if isinstance(found, list) else [found], strict=True):
-        if isinstance(value, Tensor) and tuple(d.extent for d in dims) != shape_of(value):
+        if isinstance(value, Tensor) and value.numel() and tuple(d.extent for d in dims) != shape_of(value):
             raise Misaligned(f"its rule gives {[d.extent for d in dims]} for {list(shape_of(value))}")
 
 

@@ -158,6 +158,12 @@ def batch_norm(r: Relation, n: fx.Node) -> Dims:
     return x
 
 
+@register_rule("_native_batch_norm_legit_no_training", "native_batch_norm", "_native_batch_norm_legit")
+def lowered_batch_norm(r: Relation, n: fx.Node) -> list[Dims]:
+    x = batch_norm(r, n)
+    return [x, (UNIT,), (UNIT,)]
+
+
 @register_rule("layer_norm")
 def layer_norm(r: Relation, n: fx.Node) -> Dims:
     """The statistic runs over the normalised dims: cutting them is not masking them."""

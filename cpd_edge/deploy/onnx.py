@@ -1,0 +1,186 @@
+"""Network to ONNX, and the same cut made on the ONNX file in milliseconds.
+
+`export_onnx` gives the file as the exporter writes it: every parameter is an initialiser under its
+torch name and values are named after graph nodes, so `cut_onnx` can slice it by the layouts that
+comb found. `finish` folds constants and batch norms and records where the file came from; that is
+the file that is timed and shipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import numpy_helper
+
+from cpd_edge.layout import Keep, Layout, kept, size
+from cpd_edge.network import Combed, Network, export, wrap
+
+INPUT, OUTPUT = "input", "logits"
+BATCH = "batch"
+"""Name of the free first dimension in the exported file."""
+
+_FX_NODE = "pkg.torch.onnx.fx_node"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX file as the exporter wrote it, beside the graph that it was written from.
+
+    Attributes:
+        model: parameters are initialisers under their torch names, values are named after graph nodes.
+        lowered: the exporter's own, decomposed graph: the one whose node names the file carries.
+    """
+
+    model: onnx.ModelProto
+    lowered: Network
+
+
+def export_onnx(network: Network) -> Exported:
+    """Exports with a free batch size, unoptimised."""
+    program = export(network, network.input_shape)
+    with _quiet():
+        exported = torch.onnx.export(
+            program, dynamo=True, optimize=False, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
+        )
+    assert exported is not None
+    model = exported.model_proto
+    symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    if symbol != BATCH:
+        _rename_symbol(model, symbol)
+    return Exported(model, wrap(exported.exported_program, network.input_shape))
+
+
+def finish(model: onnx.ModelProto, provenance: Mapping[str, str] | None = None) -> onnx.ModelProto:
+    """Constants and batch norms folded, dead nodes removed, provenance in `metadata_props`."""
+    from onnxscript import optimizer
+
+    with _quiet():
+        done = optimizer.optimize(model)
+    for key, value in (provenance or {}).items():
+        entry = done.metadata_props.add()
+        entry.key, entry.value = f"cpd_edge.{key}", value
+    return done
+
+
+def value_layouts(combed: Combed) -> dict[str, tuple[Layout, ...]]:
+    """Layouts of every ONNX value whose name is a parameter's or a graph node's."""
+    return {**combed.values, **combed.parameters}
+
+
+@dataclass(frozen=True)
+class OnnxCutter:
+    """Cuts one exported model at any plan without exporting again.
+
+    Attributes:
+        model: the dense network as `export_onnx` wrote it.
+        combed: the layouts of the graph that it was written from (`Exported.lowered`).
+    """
+
+    model: onnx.ModelProto
+    combed: Combed
+
+    def cut(self, keep: Keep) -> onnx.ModelProto:
+        """The unfinished ONNX of the network without the units that `keep` leaves out."""
+        out = onnx.ModelProto()
+        out.CopyFrom(self._skeleton)
+        for name, array in self._weights.items():
+            dims = self.combed.parameters.get(name, ())
+            for dim, layout in enumerate(dims):
+                index = kept(layout, keep)
+                if len(index) != array.shape[dim]:
+                    array = np.take(array, index, axis=dim)
+            out.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self._rewrite_shapes(out, {name: len(units) for name, units in keep.items()})
+        return out
+
+    @cached_property
+    def _skeleton(self) -> onnx.ModelProto:
+        bare = onnx.ModelProto()
+        bare.CopyFrom(self.model)
+        del bare.graph.initializer[:]
+        del bare.graph.value_info[:]
+        return bare
+
+    @cached_property
+    def _weights(self) -> dict[str, npt.NDArray[np.generic]]:
+        return {i.name: numpy_helper.to_array(i) for i in self.model.graph.initializer}
+
+    @cached_property
+    def _arguments(self) -> dict[str, dict[tuple[int, ...], Layout]]:
+        out: dict[str, dict[tuple[int, ...], Layout]] = {}
+        for argument in self.combed.shape_arguments:
+            out.setdefault(argument.node, {})[argument.path] = argument.layout
+        return out
+
+    @cached_property
+    def _free_dims(self) -> dict[str, list[bool]]:
+        """Which dims of each graph node's value depend on the batch size."""
+        nodes = [n for n in self.combed.network.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        return {n.name: [type(s) is not int for s in n.meta["val"].shape] for n in nodes}
+
+    def _rewrite_shapes(self, model: onnx.ModelProto, widths: Mapping[str, int]) -> None:
+        for node in model.graph.node:
+            arguments = self._arguments.get(_fx_name(node))
+            if not arguments:
+                continue
+            if node.op_type == "Conv" or node.op_type == "ConvTranspose":
+                for attribute in node.attribute:
+                    if attribute.name == "group":
+                        attribute.i = size(arguments[(6,)], widths)
+            elif node.op_type in ("Reshape", "Expand") and node.output[0] in self._free_dims:
+                unknown = -1 if node.op_type == "Reshape" else 1
+                free, dims = self._free_dims[node.output[0]], self.combed.values[node.output[0]]
+                sizes = [unknown if f else size(d, widths) for f, d in zip(free, dims, strict=True)]
+                _set_input(model, node, 1, sizes)
+            elif node.op_type in ("Split", "SplitToSequence"):
+                _set_input(model, node, 1, [size(layout, widths) for _, layout in sorted(arguments.items())])
+            elif node.op_type == "Slice":
+                for position, path in ((1, (2,)), (2, (3,))):
+                    if path in arguments:
+                        _set_input(model, node, position, [size(arguments[path], widths)])
+
+
+def _set_input(model: onnx.ModelProto, node: onnx.NodeProto, position: int, values: Sequence[int]) -> None:
+    name = f"{node.output[0]}/{position}"
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.int64), name))
+    node.input[position] = name
+
+
+def _fx_name(node: onnx.NodeProto) -> str:
+    for entry in node.metadata_props:
+        if entry.key == _FX_NODE:
+            return entry.value.split(" ", 1)[0].removeprefix("%")
+    return ""
+
+
+def _rename_symbol(model: onnx.ModelProto, symbol: str) -> None:
+    infos = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    for info in infos:
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param == symbol:
+                dim.dim_param = BATCH
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks on stdout and through loggers; our stdout belongs to `--json`."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
