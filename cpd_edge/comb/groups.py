@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from cpd_edge.comb import rules as _rules  # registers the built-in rules
 from cpd_edge.comb.relate import Dims, Relation, relate
 from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, leaves
-from cpd_edge.network import Combed, Network, ShapeArgument, trace
+from cpd_edge.network import Combed, Network, trace
 from cpd_edge.types import Frozen, Group, Groups, Slot
 
 assert _rules
@@ -41,7 +41,7 @@ def settle(relation: Relation) -> Combed:
     parameters = {name: named(dims) for name, dims in parameters.items()}
     values = {name: named(dims) for name, dims in relation.of.items() if isinstance(dims, tuple)}
     arguments = tuple(
-        replace(a, layout=found) for a in relation.shape_arguments if axes(found := _rename(resolve(a.layout), names))
+        replace(a, layout=_rename(resolve(a.layout), names)) for a in relation.shape_arguments
     )
     frozen = {names.get(axis, axis): why for axis, why in relation.axes.frozen.items()}
     inexact = {names.get(axis, axis) for axis in relation.axes.inexact}
@@ -50,13 +50,8 @@ def settle(relation: Relation) -> Combed:
         groups=_groups(relation.network, parameters, relation.readers, frozen, inexact),
         parameters=parameters,
         values=values,
-        shape_arguments=_living(arguments, frozen),
+        shape_arguments=arguments,
     )
-
-
-def _living(arguments: Iterable[ShapeArgument], frozen: Mapping[str, object]) -> tuple[ShapeArgument, ...]:
-    """Those arguments that a cut can change."""
-    return tuple(a for a in arguments if any(axis not in frozen for axis in axes(a.layout)))
 
 
 def _names(parameters: Mapping[str, Dims], readers: set[tuple[str, int]]) -> dict[str, str]:
