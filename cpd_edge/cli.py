@@ -1,0 +1,329 @@
+"""The command line. Only this room prints; torch is imported by the commands that need it, never by `--help`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cpd_edge.errors import CpdError
+from cpd_edge.types import EXIT_CODES, Budget
+
+if TYPE_CHECKING:
+    from cpd_edge.pipeline.request import Request
+
+app = typer.Typer(
+    help="Prune a trained torch vision model until its engine meets a latency budget, as measured on the device.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+
+INTERRUPTED = 130
+
+Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME, FILE.py:FACTORY or FILE.pt2")]
+Data = Annotated[str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:DIR, segfolder:DIR or FILE.py:FACTORY")]
+Weights = Annotated[str | None, typer.Option("--weights", help="state dict (.pt, .pth, .safetensors), or 'pretrained'")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout and nothing else")]
+Threads = Annotated[int, typer.Option("--threads", help="threads of the engine")]
+Device = Annotated[str, typer.Option("--device", help="where the engine runs")]
+Quantile = Annotated[float, typer.Option("--quantile", help="quantile of latency that the budget limits")]
+InputShape = Annotated[str, typer.Option("--input", help="shape of one input: channels,height,width")]
+Seed = Annotated[int, typer.Option("--seed", help="seed of everything that is drawn")]
+NumClasses = Annotated[int | None, typer.Option("--num-classes", help="outputs of the model's head")]
+
+
+@app.command()
+def prune(
+    model: Model,
+    data: Data,
+    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")] = None,
+    speedup: Annotated[float | None, typer.Option("--speedup", help="limit as a speed-up over the dense engine")] = None,
+    quantile: Quantile = 0.5,
+    tolerance: Annotated[float, typer.Option(help="how far below the limit is near enough")] = 0.05,
+    device: Device = "local",
+    runtime: Annotated[str, typer.Option(help="what runs the engine")] = "onnxruntime",
+    threads: Threads = 1,
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    image_size: Annotated[int | None, typer.Option(help="height and width that folders of images are scaled to")] = None,
+    data_root: Annotated[str | None, typer.Option(help="where downloaded data sets lie")] = None,
+    train: Annotated[bool, typer.Option("--train", help="train the model on the data first")] = False,
+    train_epochs: Annotated[float, typer.Option(help="epochs of that training")] = 10.0,
+    epochs: Annotated[float | None, typer.Option(help="epochs of distillation in all")] = None,
+    steps: Annotated[int, typer.Option(help="prunings, with distillation after each")] = 2,
+    batch: Annotated[int, typer.Option(help="training batch")] = 64,
+    lr: Annotated[float, typer.Option(help="highest learning rate")] = 1e-3,
+    temperature: Annotated[float, typer.Option(help="distillation temperature")] = 2.0,
+    alpha: Annotated[float, typer.Option(help="share of the teacher in the loss")] = 0.7,
+    score: Annotated[str, typer.Option(help="taylor or magnitude")] = "taylor",
+    samples: Annotated[int, typer.Option(help="networks measured for the latency table, at most")] = 48,
+    rounds: Annotated[int, typer.Option(help="build-and-measure rounds, at most")] = 4,
+    parity: Annotated[float, typer.Option(help="largest difference of engine and torch, relative")] = 1e-4,
+    seed: Seed = 0,
+    profiles: Annotated[str | None, typer.Option(help="folder of measured tables")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prune MODEL to a latency budget, distil, build, measure, report."""
+    with told(as_json) as (say, progress):
+        limit = Budget(budget_ms, speedup, quantile, tolerance)
+        if resume and out is None:
+            from cpd_edge.errors import StoreError
+
+            raise StoreError("--resume does not say which run", hint="add --out RUN")
+        from cpd_edge.pipeline import new_folder, run
+        from cpd_edge.pipeline.request import Request, tables_root
+
+        request = Request(
+            model=model, data=data, budget=limit, weights=weights, num_classes=num_classes, image_size=image_size,
+            data_root=data_root, train=train, train_epochs=train_epochs, device=device, runtime=runtime, threads=threads,
+            epochs=epochs, steps=steps, batch=batch, lr=lr, temperature=temperature, alpha=alpha, score=score,
+            samples=samples, rounds=rounds, parity=parity, seed=seed, profiles=profiles or str(tables_root()),
+        )  # fmt: skip
+        folder = out or new_folder(model)
+        command = shlex.join(["cpd-edge", *sys.argv[1:]])
+        try:
+            done, _ = run(request, folder, resume=resume, command=command, progress=progress)
+        except KeyboardInterrupt:
+            say(f"interrupted; nothing finished is lost. Go on with:\n  {resumed(command, folder)}")
+            raise typer.Exit(INTERRUPTED) from None
+    show(done.record, as_json, summary)
+    raise typer.Exit(EXIT_CODES[done.record["verdict"]])
+
+
+@app.command()
+def comb(
+    model: Model, input_shape: InputShape = "3,224,224", weights: Weights = None, num_classes: NumClasses = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show what can be removed together, and what is frozen and why."""
+    with told(as_json):
+        from cpd_edge.pipeline.verbs import comb as work
+
+        found = work(model, shape(input_shape), weights, num_classes)
+    show(found, as_json, comb_text)
+
+
+@app.command()
+def profile(
+    model: Model, input_shape: InputShape = "3,224,224", weights: Weights = None, num_classes: NumClasses = None,
+    device: Device = "local", threads: Threads = 1,
+    samples: Annotated[int, typer.Option(help="networks to measure, at most")] = 48,
+    profiles: Annotated[str | None, typer.Option(help="folder of measured tables")] = None,
+    seed: Seed = 0, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Measure the latency table of MODEL on the device."""
+    with told(as_json) as (_, progress):
+        from cpd_edge.pipeline.verbs import profile as work
+
+        found = work(
+            model, shape(input_shape), weights, num_classes, device=device, threads=threads, samples=samples, seed=seed,
+            profiles=profiles, progress=progress,
+        )  # fmt: skip
+    show(found, as_json, profile_text)
+
+
+@app.command()
+def solve(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")] = None,
+    speedup: Annotated[float | None, typer.Option("--speedup", help="limit as a speed-up over the dense engine")] = None,
+    as_json: Json = False,
+) -> None:
+    """Solve a run's table for another budget: what would it take, and what would be left?"""
+    with told(as_json):
+        from cpd_edge.pipeline.verbs import solve as work
+
+        limit = Budget(budget_ms, speedup) if budget_ms is not None or speedup is not None else None
+        found = work(run, limit)
+    show(found, as_json, solve_text)
+
+
+@app.command()
+def bench(
+    engine: Annotated[Path, typer.Argument(help="ONNX file")],
+    against: Annotated[Path | None, typer.Option(help="reference engine to compare with, in the same window")] = None,
+    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")] = None,
+    quantile: Quantile = 0.5,
+    threads: Threads = 1,
+    limit_s: Annotated[float, typer.Option(help="longest time to sample [s]")] = 30.0,
+    target: Annotated[float, typer.Option(help="relative half-width of the interval to stop at")] = 0.01,
+    period_ms: Annotated[float | None, typer.Option(help="one inference per period, as a camera asks for them")] = None,
+    out: Annotated[Path | None, typer.Option(help="file for the raw samples")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time an engine, alone or against another, with an interval and a verdict."""
+    with told(as_json) as (_, progress):
+        from cpd_edge.pipeline.verbs import bench as work
+
+        found = work(
+            engine, against, budget_ms=budget_ms, quantile=quantile, threads=threads, limit_s=limit_s, target=target,
+            period_ms=period_ms, out=out, progress=progress,
+        )  # fmt: skip
+    show(found, as_json, bench_text)
+    raise typer.Exit(EXIT_CODES.get(found.get("verdict", "PASS"), 0))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="run folder")], as_json: Json = False) -> None:
+    """Write a run's report again, from its files."""
+    with told(as_json):
+        from cpd_edge.report import write
+
+        path = write(run)
+    show({"report": str(path)}, as_json, lambda found: found["report"])
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check the installation, and measure this machine's noise floor."""
+    with told(as_json) as (_, progress):
+        from cpd_edge.measure.doctor import doctor as work
+
+        found = work(progress=lambda fraction, text: progress("doctor", fraction, text))
+    show(found, as_json, doctor_text)
+
+
+def resumed(command: str, folder: Path) -> str:
+    """The command that goes on with an interrupted one."""
+    words = [w for w in shlex.split(command) if w != "--resume"]
+    return shlex.join([*words, *([] if "--out" in words else ["--out", str(folder)]), "--resume"])
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """`3,224,224` as a tuple."""
+    from cpd_edge.errors import UsageError
+
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) < 1 or min(found) < 1:
+        raise UsageError(f"input shape {text!r}", hint="for example --input 3,224,224")
+    return found
+
+
+@contextmanager
+def told(as_json: bool) -> Iterator[tuple[Callable[[str], None], Callable[[str, float, str], None]]]:
+    """Turns our errors into a message and an exit code, and draws progress on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    bar = Progress(
+        TextColumn("{task.description:<16}"), BarColumn(24), TimeElapsedColumn(), TextColumn("{task.fields[text]}"),
+        console=console, transient=True,
+    )  # fmt: skip
+    rows: dict[str, Any] = {}
+    begun: dict[str, float] = {}
+
+    def progress(stage: str, fraction: float, text: str) -> None:
+        if stage not in rows:
+            rows[stage] = bar.add_task(stage, total=1.0, text="")
+            begun[stage] = time.monotonic()
+        bar.update(rows[stage], completed=fraction, text=text[:60])
+        if fraction >= 1.0:
+            bar.remove_task(rows.pop(stage))
+            console.print(f"{stage:<16} {time.monotonic() - begun.pop(stage):6.1f} s", style="dim")
+
+    def warned(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if category.__module__.startswith("cpd_edge"):
+            console.print(f"warning: {message}", style="yellow", markup=False)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = warned
+        try:
+            with bar:
+                yield lambda text: console.print(text, markup=False), progress
+        except CpdError as error:
+            console.print(f"error: {error}", style="red", markup=False)
+            if as_json:
+                typer.echo(json.dumps({"error": type(error).__name__, "message": error.what, "hint": error.hint}))
+            raise typer.Exit(error.exit_code) from None
+
+
+def show(found: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str]) -> None:
+    """Prints a result, as one JSON object or as text."""
+    from cpd_edge.store import plain
+
+    typer.echo(json.dumps(plain(found)) if as_json else text(found))
+
+
+def span(interval: dict[str, Any] | None, unit: str = "ms") -> str:
+    """`12.3 ms [12.1, 12.5]`."""
+    if not interval:
+        return "not measured"
+    low, high = (f"{v:.4g}" if v is not None else "?" for v in (interval["low"], interval["high"]))
+    return f"{interval['estimate']:.4g} {unit} [{low}, {high}]"
+
+
+def summary(r: dict[str, Any]) -> str:
+    """The last lines of `prune`."""
+    percent = [f"{r[k]:.4f}" for k in ("metric_dense", "metric_pruned")]
+    return "\n".join(
+        [
+            f"{r['verdict']}: {r['reason']}",
+            f"  latency   p{100 * r['quantile']:g} {span(r['latency_ms'])} against {r['budget_ms']:.4g} ms; dense {span(r['dense_latency_ms'])}",
+            f"  speed-up  {span(r['speedup'], 'x')} measured, with {r['macs_ratio']:.2f} x fewer MACs and {r['params_ratio']:.2f} x fewer parameters",
+            f"  {r['metric']:<9} {percent[0]} dense, {percent[1]} pruned (as deployed)",
+            f"  predicted {r['predicted_ms']:.4g} ms, gap {r['gap']:.2%}, rounds {r['rounds']}",
+            f"  report    {Path(r['run']) / 'report.html'}",
+        ]
+    )  # fmt: skip
+
+
+def comb_text(r: dict[str, Any]) -> str:
+    """Groups and frozen axes as text."""
+    lines = [f"{g['units']:6d} units  {'exact  ' if g['exact'] else 'inexact'}  {g['name']}" for g in r["groups"]]
+    lines += ["frozen:"] if r["frozen"] else []
+    lines += [
+        f"{f['units']:6d} units  {f['axis']}: {f['reason']}{' at ' + f['source'] if f['source'] else ''}, {f['params']:,} parameters"
+        for f in r["frozen"]
+    ]
+    return "\n".join([*lines, f"{len(r['groups'])} groups; {r['prunable_params_fraction']:.1%} of the parameters can be cut"])
+
+
+def profile_text(r: dict[str, Any]) -> str:
+    """The table's quality as text."""
+    return (
+        f"{r['regions']} regions, {r['samples']} networks, {r['seconds']:.1f} s; dense {r['dense_ms']:.4g} ms\n"
+        f"held-out plans: median error {r['holdout_median_error']:.1%}, 90 % within {r['holdout_p90_error']:.1%}; "
+        f"isolated table {r['isolated_median_error']:.1%}\n{r['table']}"
+    )
+
+
+def solve_text(r: dict[str, Any]) -> str:
+    """A plan as text."""
+    widths = "\n".join(f"  {name:<40} {was:5d} -> {now}" for name, (was, now) in r["widths"].items())
+    return (
+        f"predicted {r['predicted_ms']:.4g} ms for a limit of {r['limit_ms']:.4g} ms; objective {r['objective']:.4g}, "
+        f"bound {r['bound']:.4g}, gap {r['gap']:.2%}, {r['seconds']:.2f} s; {r['macs_ratio']:.2f} x fewer MACs\n{widths}"
+    )
+
+
+def bench_text(r: dict[str, Any]) -> str:
+    """A measurement as text."""
+    lines = [f"p{100 * r['quantile']:g} {span(r['latency_ms'])}, n {r['latency_ms']['n']}: {r['stop']}"]
+    if "speedup" in r:
+        lines.append(f"speed-up {span(r['speedup'], 'x')}: {r['outcome']}, with {r['macs_ratio']:.2f} x fewer MACs")
+    if "verdict" in r:
+        lines.append(f"{r['verdict']} for {r['budget_ms']:.4g} ms")
+    return "\n".join(lines)
+
+
+def doctor_text(r: dict[str, Any]) -> str:
+    """The doctor's findings as text, one a line."""
+    return "\n".join(f"{k}: {v}" for k, v in r.items())
+
+
+def main() -> None:
+    """Entry point of `cpd-edge`."""
+    app()

@@ -1,0 +1,1 @@
+"""Deploy: a network becomes an ONNX file that is checked against torch."""

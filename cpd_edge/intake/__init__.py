@@ -1,0 +1,1 @@
+"""What comes in from the user: a network (`models`, `zoo`) and a task, that is data, loss and metric (`tasks`)."""

@@ -1,0 +1,178 @@
+"""The doctor: what is installed, what state the machine is in, and the smallest difference it can show."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from cpd_edge.errors import RuntimeMissing
+from cpd_edge.measure.environment import device_name, governor, load_average, pinned, turbo
+from cpd_edge.measure.protocol import Clock, Progress, Protocol, Runner, Sleep, compare
+from cpd_edge.measure.runners import OnnxRunner
+from cpd_edge.measure.stats import half_width, outliers, quantile_interval
+from cpd_edge.types import Comparison
+
+PACKAGES = (
+    "numpy", "scipy", "pandas", "torch", "torchvision", "timm", "onnx", "onnxscript", "torchmetrics", "typer", "rich",
+    "jinja2", "pydantic", "nvidia-ml-py",
+)  # fmt: skip
+RUNTIMES: Mapping[str, str] = {
+    "onnxruntime": "pip install 'cpd-edge[cpu]'",
+    "onnxruntime-gpu": "pip install 'cpd-edge[gpu]'",
+    "tensorrt": "pip install 'cpd-edge[gpu]'",
+    "openvino": "pip install 'cpd-edge[openvino]'",
+}
+"""Runtimes, and how each is installed."""
+
+_POWER = 0.8
+
+
+def doctor(
+    make_runner: Callable[[], Runner] | None = None,
+    *,
+    protocol: Protocol | None = None,
+    clock: Clock = time.perf_counter_ns,
+    sleep: Sleep = time.sleep,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Examines this machine; plain data.
+
+    Keys: `python`, `platform`, `device`, `cores`, `pinned`, `governor`, `turbo`, `load_1m`, `packages` (version or
+    None), `runtimes` (`version` or None, `install`), `aa` (see `aa_report`, or None without a runtime), `warnings`.
+
+    Args:
+        make_runner: makes the engine to run against itself; a small convolutional network on ONNX Runtime if None.
+        protocol: of the A/A comparison; at most 5 s if None.
+        clock, sleep, progress: as in `compare`.
+    """
+    versions = {name: installed(name) for name in (*PACKAGES, *RUNTIMES)}
+    aa, missing = None, ""
+    try:
+        runner = (make_runner or _tiny_runner)()
+    except RuntimeMissing as error:
+        missing = str(error)
+    else:
+        chosen = protocol or Protocol(limit_s=5.0)
+        found = compare(runner, runner, ("a", "a again"), chosen, clock=clock, sleep=sleep, progress=progress)
+        runner.close()
+        aa = aa_report(found, chosen.level)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device_name(),
+        "governor": governor(),
+        "turbo": turbo(),
+        "load_1m": load_average(),
+        "pinned": list(pinned()),
+        "packages": {name: versions[name] for name in PACKAGES},
+        "runtimes": {name: {"version": versions[name], "install": line} for name, line in RUNTIMES.items()},
+        "aa": aa,
+        "warnings": [*([missing] if missing else []), *_package_warnings(versions), *_state_warnings(aa)],
+    }
+
+
+def aa_report(comparison: Comparison, level: float = 0.95) -> dict[str, Any]:
+    """What a comparison of an engine with itself says about the machine; plain data.
+
+    Keys: `outcome`, `sound` (no difference was found), `ratio` and its `ratio_low`, `ratio_high`,
+    `noise_floor_percent` (largest difference that the interval does not exclude), `detectable_percent` (smallest true
+    difference that is found in 80 % of runs, never below the noise floor), `margin_percent`, `median_ms`,
+    `spread_percent` (half-width of the median's interval), `samples`, `outliers`, `steady`, `interference`, `stop`.
+    """
+    a, ratio = comparison.a, comparison.speedup
+    values_ms = a.samples_ns / 1e6
+    median = quantile_interval(values_ms, 0.5, level)
+    reach = NormalDist().inv_cdf((1 + level) / 2)
+    floor = max(ratio.high - 1, 1 - ratio.low)
+    detectable = half_width(ratio) * (reach + NormalDist().inv_cdf(_POWER)) / reach
+    return {
+        "outcome": comparison.outcome,
+        "sound": comparison.outcome in ("equivalent", "inconclusive"),
+        "ratio": ratio.estimate,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+        "noise_floor_percent": 100 * floor,
+        "detectable_percent": 100 * max(floor, detectable),
+        "margin_percent": 100 * comparison.margin,
+        "median_ms": median.estimate,
+        "spread_percent": 100 * half_width(median),
+        "samples": median.n,
+        "outliers": len(outliers(values_ms)),
+        "steady": a.steady,
+        "interference": a.interference,
+        "stop": a.stop,
+    }
+
+
+def installed(package: str) -> str | None:
+    """A package's version, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def tiny_model(channels: Sequence[int] = (3, 16, 32, 32), size: int = 32, classes: int = 10) -> bytes:
+    """A few convolutions with ReLU, a pool and a classifier, as ONNX bytes with a symbolic `batch`."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    nodes, weights, source = [], [], "image"
+    for i, (c_in, c_out) in enumerate(pairwise(channels)):
+        weight = (random.standard_normal((c_out, c_in, 3, 3)) / np.sqrt(9 * c_in)).astype(np.float32)
+        weights.append(numpy_helper.from_array(weight, f"weight{i}"))
+        nodes.append(helper.make_node("Conv", [source, f"weight{i}"], [f"conv{i}"], f"conv{i}", pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"conv{i}"], [f"relu{i}"], f"relu{i}"))
+        source = f"relu{i}"
+    head = random.standard_normal((channels[-1], classes)).astype(np.float32)
+    weights.append(numpy_helper.from_array(head, "head_weight"))
+    nodes += [
+        helper.make_node("GlobalAveragePool", [source], ["pooled"], "pool"),
+        helper.make_node("Flatten", ["pooled"], ["features"], "flatten"),
+        helper.make_node("MatMul", ["features", "head_weight"], ["logits"], "head"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", channels[0], size, size])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def _tiny_runner() -> Runner:
+    return OnnxRunner(tiny_model())
+
+
+def _package_warnings(versions: Mapping[str, str | None]) -> list[str]:
+    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
+        return [
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+            "pip uninstall both, then install one"
+        ]
+    return []
+
+
+def _state_warnings(aa: Mapping[str, Any] | None) -> list[str]:
+    """What makes numbers of this machine less trustworthy now, in words."""
+    found = []
+    if governor() not in ("performance", "unknown"):
+        found.append(f"the CPU governor is {governor()}: clocks move with the load; set it to performance")
+    load = load_average()
+    if load is not None and load > 0.5:
+        found.append(f"the load average is {load}: something else is running")
+    if aa is not None and not aa["sound"]:
+        found.append(f"an engine compared with itself came out {aa['outcome']}: this machine is not quiet, try again")
+    if aa is not None and not aa["steady"]:
+        found.append("latency had a trend while it was measured: the machine was not steady")
+    return found

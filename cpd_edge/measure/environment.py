@@ -1,0 +1,165 @@
+"""Environments: what a number was measured on, the part of it that makes two numbers comparable, and pinning.
+
+An environment is a flat mapping of JSON scalars, so that it survives a round trip through a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from cpd_edge.errors import EnvironmentMismatch
+
+KEYS = (
+    "device", "machine", "cores", "os", "runtime", "runtime_version", "providers", "precision", "threads", "batch",
+    "shape", "inputs", "profiled", "governor", "turbo", "pinned", "protocol",
+)  # fmt: skip
+"""What must be equal for two numbers to be comparable. Load, time and versions of Python are not in it."""
+
+_CPU = Path("/sys/devices/system/cpu")
+
+
+def capture(
+    runtime: str,
+    runtime_version: str,
+    threads: int,
+    batch: int,
+    shape: Sequence[int],
+    precision: str = "fp32",
+    protocol: str = "",
+    *,
+    providers: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The environment as it is now.
+
+    Args:
+        runtime: what runs the engine (`onnxruntime`, `tensorrt`).
+        runtime_version: its version.
+        threads: intra-op threads.
+        batch: images per inference.
+        shape: of the input, batch included.
+        precision: of the weights and arithmetic (`fp32`, `int8`).
+        protocol: the protocol in words.
+        providers: execution providers that the runtime really uses, first choice first.
+    """
+    return {
+        "device": device_name(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count() or 0,
+        "os": platform.system(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "runtime": runtime,
+        "runtime_version": runtime_version,
+        "providers": ",".join(providers),
+        "precision": precision,
+        "threads": threads,
+        "batch": batch,
+        "shape": "x".join(str(extent) for extent in shape),
+        "governor": governor(),
+        "turbo": turbo(),
+        "protocol": protocol,
+        **moment(),
+    }
+
+
+def moment() -> dict[str, Any]:
+    """The part that changes while a process lives: pinned CPUs, load average, time."""
+    return {
+        "pinned": ",".join(str(cpu) for cpu in pinned()),
+        "load_1m": load_average(),
+        "captured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def key(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an environment that makes numbers comparable."""
+    return {name: environment[name] for name in KEYS if name in environment}
+
+
+def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """Refuses two environments whose numbers may not be compared.
+
+    Raises:
+        EnvironmentMismatch: names every key that differs, with both values.
+    """
+    left, right = key(a), key(b)
+    differing = [
+        f"{name} ({left.get(name, 'unknown')} against {right.get(name, 'unknown')})"
+        for name in KEYS
+        if left.get(name) != right.get(name)
+    ]
+    if differing:
+        raise EnvironmentMismatch(
+            f"these numbers come from different environments: {', '.join(differing)}",
+            hint="measure both in one environment, in one run",
+        )
+
+
+@contextlib.contextmanager
+def pin(cpus: Iterable[int]) -> Iterator[None]:
+    """Keeps this process, and threads made inside, on `cpus`; restores on leaving. No effect where not supported.
+
+    Make the runner inside, so that the runtime's threads inherit it.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(cpus))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def pinned() -> tuple[int, ...]:
+    """CPUs this process may use, ascending; empty where it may use all of them or the system does not say."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    allowed = tuple(sorted(os.sched_getaffinity(0)))
+    return () if len(allowed) == os.cpu_count() else allowed
+
+
+def device_name() -> str:
+    """The board's name where the device tree has one, else the CPU's model name, else the architecture."""
+    board = _read(Path("/proc/device-tree/model")).rstrip("\0")
+    if board:
+        return board
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        field, _, value = line.partition(":")
+        if field.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def governor() -> str:
+    """Frequency governors in use, joined by a comma; `unknown` where the system does not say."""
+    found = {_read(path) for path in _CPU.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {""}
+    return ",".join(sorted(found)) or "unknown"
+
+
+def turbo() -> str:
+    """`on`, `off`, or `unknown` where the system does not say."""
+    disabled = _read(_CPU / "intel_pstate/no_turbo")
+    if disabled:
+        return "off" if disabled == "1" else "on"
+    return {"1": "on", "0": "off"}.get(_read(_CPU / "cpufreq/boost"), "unknown")
+
+
+def load_average() -> float | None:
+    """Load over the last minute, or None where the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _read(path: Path) -> str:
+    """A small system file's text, or '' where it is missing or closed to this user."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,297 @@
+"""Runners: engines that are ready to be measured. Here ONNX Runtime on the CPU, with its own profiler."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpd_edge.errors import EnvironmentMismatch, ModelError, RuntimeMissing
+from cpd_edge.measure.environment import capture
+from cpd_edge.measure.protocol import Runner
+
+RING = 8
+"""Inputs that an engine runs in turn, so that no input is always in cache."""
+
+_PROVIDER = "CPUExecutionProvider"
+_DTYPES: Mapping[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_KERNEL = "_kernel_time"
+_WARM_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the runtime's profiler saw of one node.
+
+    Attributes:
+        name: of the node in the graph as the runtime optimised it. A fused node may be called after its head, or
+            after the tensor that it writes (`relu0_nchwc` for a convolution and the ReLU that writes `relu0`).
+        op: its operator, fusions included (`Conv`, `FusedConv`, `ReorderInput`).
+        order: place in the execution order.
+        ms: its time in each run `[repeats]` [ms].
+    """
+
+    name: str
+    op: str
+    order: int
+    ms: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class KernelTimes:
+    """All kernels in execution order, and the wall time of the runs they belong to `[repeats]` [ms]."""
+
+    kernels: tuple[Kernel, ...]
+    totals_ms: npt.NDArray[np.float64]
+
+
+class OnnxRunner:
+    """An ONNX model with one input, on ONNX Runtime's CPU provider.
+
+    Args:
+        model: file, or the model's bytes.
+        threads: intra-op threads; inter-op is 1.
+        batch: images per inference; takes the place of the input's symbolic first dim.
+        seed: of the ring of inputs.
+        profile: switch the runtime's profiler on from the start, so that `kernels` needs no second load. Latencies
+            then carry the profiler's cost, and the environment says so.
+        sample_input: images `[n, ...]` to fill the ring with, drawn at random; else standard normal values.
+        precision: of the model, as the environment shall say it.
+
+    Attributes:
+        environment: device, runtime, provider really used, threads, shape, inputs and their range.
+        load_ms: `first_load` and `first_inference`, apart.
+
+    Raises:
+        RuntimeMissing: ONNX Runtime is not installed.
+        ModelError: not one input, or one that does not take this batch.
+        EnvironmentMismatch: the session runs on another provider.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        threads: int = 1,
+        batch: int = 1,
+        seed: int = 0,
+        profile: bool = False,
+        sample_input: npt.NDArray[Any] | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        self._ort = onnxruntime()
+        self._model, self._threads, self._batch = model, threads, batch
+        self._free: Any = None
+        self._folder = tempfile.TemporaryDirectory(prefix="cpd-edge-") if profile else None
+        self._overrides: dict[str, int] = {"batch": batch}
+        self._session, first_load_ms = self._open(self._overrides, self._folder)
+        self._profiled = self._session if profile else None
+        (source,) = self._inputs(self._session)
+        self._name, wanted = str(source.name), _shape(source.shape, batch, sample_input)
+        symbols = {d: n for d, n in zip(source.shape, wanted, strict=True) if isinstance(d, str)}
+        if symbols:
+            self._overrides |= symbols
+            self._session, first_load_ms = self._open(self._overrides, self._folder)
+            self._profiled = self._session if profile else None
+        self.ring = _ring(wanted, _DTYPES.get(source.type), sample_input, seed)
+        self._bindings = self._bind(self._session)
+        self._turn = 0
+        self.environment: Mapping[str, Any] = {
+            **capture(
+                "onnxruntime", self._ort.__version__, threads, batch, self._inputs(self._session)[0].shape, precision,
+                providers=self._session.get_providers(),
+            ),
+            "inputs": f"ring of {RING}, " + ("standard normal" if sample_input is None else "given samples"),
+            "input_low": float(min(values.min() for values in self.ring)),
+            "input_high": float(max(values.max() for values in self.ring)),
+            "profiled": profile,
+        }  # fmt: skip
+        self.load_ms: Mapping[str, float] = {"first_load": first_load_ms, "first_inference": self._timed_ms()}
+
+    def run(self) -> None:
+        """One inference on the next input of the ring."""
+        self._session.run_with_iobinding(self._bindings[self._turn])
+        self._turn = (self._turn + 1) % RING
+
+    def warm_load_ms(self) -> float:
+        """Time to load the model once more, now that file and runtime are warm [ms]."""
+        return self._open(self._overrides, None)[1]
+
+    def outputs(self, feed: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The first output for `feed` `[any batch, ...]`, from a session whose batch is free.
+
+        Raises:
+            ModelError: the model's batch is fixed, and it is another one.
+        """
+        if self._free is None:
+            self._free = self._open({}, None)[0]
+        (source,) = self._inputs(self._free)
+        if isinstance(source.shape[0], int) and source.shape[0] != len(feed):
+            raise ModelError(
+                f"the model's batch is fixed at {source.shape[0]}, the feed has {len(feed)}",
+                hint="export it with a dynamic batch, or feed it in pieces",
+            )
+        output: npt.NDArray[Any] = self._free.run(None, {self._name: feed})[0]
+        return output
+
+    def kernels(self, repeats: int) -> list[Kernel]:
+        """`kernel_times` without the totals."""
+        return list(self.kernel_times(repeats).kernels)
+
+    def kernel_times(self, repeats: int) -> KernelTimes:
+        """Times of every kernel in `repeats` runs, from the runtime's own profiler, in execution order.
+
+        The profiler stops at the end of this, so a second call loads the model again. It adds its own cost to
+        each kernel: set the sum against `totals_ms`, not against latencies measured without it.
+
+        Raises:
+            ModelError: the runs did not all execute the same kernels (control flow).
+        """
+        folder, session = self._folder, self._profiled
+        if folder is None or session is None:
+            folder = tempfile.TemporaryDirectory(prefix="cpd-edge-")
+            session = self._open(self._overrides, folder)[0]
+        self._folder = self._profiled = None
+        with folder:
+            bindings = self._bind(session)
+            for turn in range(_WARM_RUNS):
+                session.run_with_iobinding(bindings[turn % RING])
+            totals_ms = np.empty(repeats)
+            for turn in range(repeats):
+                start = time.perf_counter_ns()
+                session.run_with_iobinding(bindings[turn % RING])
+                totals_ms[turn] = (time.perf_counter_ns() - start) / 1e6
+            events = json.loads(Path(session.end_profiling()).read_text())
+        return KernelTimes(_kernels(events, repeats), totals_ms)
+
+    def close(self) -> None:
+        """Frees the sessions and the profiler's files."""
+        if self._folder is not None:
+            self._session.end_profiling()
+            self._folder.cleanup()
+        self._bindings = []
+        self._session = self._profiled = self._free = self._folder = None
+
+    def _open(self, overrides: Mapping[str, int], folder: tempfile.TemporaryDirectory[str] | None) -> tuple[Any, float]:
+        """A session with symbolic dims fixed, profiled into `folder` if one is given, and its load time [ms]."""
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
+        for name, extent in overrides.items():
+            options.add_free_dimension_override_by_name(name, extent)
+        if folder is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder.name) / "run")
+        model = self._model if isinstance(self._model, bytes) else str(self._model)
+        start = time.perf_counter_ns()
+        session = self._ort.InferenceSession(model, options, providers=[_PROVIDER])
+        load_ms = (time.perf_counter_ns() - start) / 1e6
+        used = session.get_providers()
+        if used[0] != _PROVIDER:
+            raise EnvironmentMismatch(f"the session runs on {used[0]}, {_PROVIDER} was asked for")
+        return session, load_ms
+
+    def _inputs(self, session: Any) -> tuple[Any]:
+        """The one input of a session."""
+        inputs = session.get_inputs()
+        if len(inputs) != 1:
+            names = [source.name for source in inputs]
+            raise ModelError(f"the ONNX model has the inputs {names}, a vision model has one")
+        return (inputs[0],)
+
+    def _bind(self, session: Any) -> list[Any]:
+        """One binding of `session` for each input of the ring; outputs stay with the runtime."""
+        bindings = []
+        for values in self.ring:
+            binding = session.io_binding()
+            binding.bind_ortvalue_input(self._name, self._ort.OrtValue.ortvalue_from_numpy(values))
+            for output in session.get_outputs():
+                binding.bind_output(output.name)
+            bindings.append(binding)
+        return bindings
+
+    def _timed_ms(self) -> float:
+        start = time.perf_counter_ns()
+        self.run()
+        return (time.perf_counter_ns() - start) / 1e6
+
+
+def onnxruntime() -> Any:
+    """The `onnxruntime` module.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise RuntimeMissing(
+            "ONNX Runtime is not installed", hint="pip install 'cpd-edge[cpu]' (or 'cpd-edge[gpu]', never both)"
+        ) from error
+
+
+def _shape(found: Sequence[int | str], batch: int, sample_input: npt.NDArray[Any] | None) -> tuple[int, ...]:
+    """The input's shape with every symbolic dim settled: first the batch, the rest by the samples.
+
+    Raises:
+        ModelError: the dims do not agree, or a symbolic one is left.
+    """
+    given = None if sample_input is None else sample_input.shape[1:]
+    rest = [d if isinstance(d, int) or given is None or i >= len(given) else given[i] for i, d in enumerate(found[1:])]
+    if not all(isinstance(d, int) for d in rest) or (given is not None and tuple(rest) != given):
+        raise ModelError(
+            f"the model's input is {list(found)}, the images are {list(given) if given is not None else 'not given'}",
+            hint="give sample_input, images of the shape that the model takes",
+        )
+    if isinstance(found[0], int) and found[0] != batch:
+        raise ModelError(
+            f"the model's batch is fixed at {found[0]}, {batch} was asked for", hint="export it with a dynamic batch"
+        )
+    return (batch, *(int(d) for d in rest))
+
+
+def _ring(
+    shape: tuple[int, ...], dtype: type[np.generic] | None, sample_input: npt.NDArray[Any] | None, seed: int
+) -> tuple[npt.NDArray[Any], ...]:
+    """`RING` seeded inputs of `shape`: standard normal, or batches drawn from the samples."""
+    if dtype is None:
+        raise ModelError("the model's input is not of float32 or float16", hint="export it with a float input")
+    random = np.random.default_rng(seed)
+    if sample_input is None:
+        return tuple(random.standard_normal(shape).astype(dtype) for _ in range(RING))
+    picks = random.integers(0, len(sample_input), (RING, shape[0]))
+    return tuple(np.ascontiguousarray(sample_input[rows], dtype) for rows in picks)
+
+
+def _kernels(events: Sequence[Mapping[str, Any]], repeats: int) -> tuple[Kernel, ...]:
+    """The last `repeats` runs of a profile as kernels.
+
+    A run is the window of one `model_run` event; the kernels inside are in execution order.
+    """
+    runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")[-repeats:]
+    nodes = sorted(
+        (e for e in events if e["cat"] == "Node" and e["name"].endswith(_KERNEL)), key=lambda event: int(event["ts"])
+    )
+    found = [[n for n in nodes if start <= n["ts"] <= end] for start, end in runs]
+    names = [[n["name"] for n in run] for run in found]
+    if not names or any(other != names[0] for other in names):
+        raise ModelError(
+            f"the {len(runs)} profiled runs did not execute the same kernels",
+            hint="a model with control flow has no fixed regions; export it without",
+        )
+    ms = np.array([[n["dur"] for n in run] for run in found], np.float64) / 1e3  # [repeats, kernels]
+    return tuple(
+        Kernel(node["name"].removesuffix(_KERNEL), node["args"]["op_name"], order, ms[:, order].copy())
+        for order, node in enumerate(found[0])
+    )
+
+
+__all__ = ["RING", "Kernel", "KernelTimes", "OnnxRunner", "Runner", "onnxruntime"]

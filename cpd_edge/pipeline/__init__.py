@@ -1,0 +1,105 @@
+"""The pipeline: rooms put in order. `prune` is the main job; the other verbs are its parts, on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cpd_edge.intake.tasks import Task
+from cpd_edge.network import Network, load
+from cpd_edge.pipeline.job import run
+from cpd_edge.pipeline.request import Request
+from cpd_edge.store import Run, measurement_from, read_json
+from cpd_edge.types import Budget, Measurement
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` gives back.
+
+    Attributes:
+        module: the pruned network, a `torch.nn.Module` with the original parameter names.
+        engine: the ONNX file that was measured.
+        report: the HTML report.
+        folder: the run folder.
+        record: the object that `--json` prints: verdict, latencies, speed-up, ratios, metric.
+        measurement: raw samples of the engine.
+    """
+
+    module: Network
+    engine: Path
+    report: Path
+    folder: Path
+    record: dict[str, Any]
+    measurement: Measurement
+
+    @property
+    def verdict(self) -> str:
+        """`PASS`, `FAIL` or `INCONCLUSIVE`."""
+        return str(self.record["verdict"])
+
+
+def prune(
+    model: nn.Module | str,
+    data: Task | str,
+    *,
+    budget: Budget,
+    device: str = "local",
+    out: Path | str | None = None,
+    resume: bool = False,
+    progress: Callable[[str, float, str], None] | None = None,
+    **settings: Any,
+) -> Pruned:
+    """Prunes a trained network until its engine meets the budget as measured, with the original as teacher.
+
+    Args:
+        model: a module, or a spec such as `torchvision:resnet18` or `my_models.py:make_net`.
+        data: a task, or a spec such as `imagefolder:DIR`.
+        budget: `Budget(limit_ms=12)` or `Budget(speedup=2)`, on a quantile.
+        device: where the engine runs.
+        out: run folder; a new one under `runs/` if it is not given.
+        resume: go on with the run in `out`.
+        progress: gets stage, fraction and message.
+        settings: any other field of `Request` (`weights`, `epochs`, `steps`, `threads`, `seed` ...).
+
+    Raises:
+        CpdError: bad input, before any work; or a stage that failed.
+        InfeasibleError: no plan meets the budget.
+    """
+    request = Request(
+        model=model if isinstance(model, str) else type(model).__name__,
+        data=data if isinstance(data, str) else data.name,
+        budget=budget,
+        device=device,
+        **settings,
+    )
+    done, module = run(
+        request,
+        Path(out) if out else new_folder(request.model),
+        model=model if isinstance(model, nn.Module) else None,
+        data=data if isinstance(data, Task) else None,
+        resume=resume,
+        progress=progress,
+    )
+    return Pruned(
+        module=module,
+        engine=done / "pruned.onnx",
+        report=done / "report.html",
+        folder=done.folder,
+        record=done.record,
+        measurement=done.load_measurement("pruned"),
+    )
+
+
+def new_folder(model: str) -> Path:
+    """A run folder under `runs/`, named after the time and the model."""
+    stem = "".join(c if c.isalnum() else "-" for c in model.rpartition("/")[2]).strip("-")
+    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{stem}"
+
+
+__all__ = ["Budget", "Pruned", "Request", "Run", "load", "measurement_from", "new_folder", "prune", "read_json", "run"]

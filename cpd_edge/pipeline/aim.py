@@ -1,0 +1,72 @@
+"""The loop's arithmetic: from a limit on the device to a limit in the table, and how far a build was off.
+
+The table's milliseconds and the device's of this minute differ by the machine's pace. The dense engine
+is timed in every window, so `pace` is known in every window, and only what a plan adds on top of
+the table, `delta_ms`, is left to be learned from builds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cpd_edge.measure import stats
+from cpd_edge.types import Budget, Comparison, Interval, Verdict
+
+AIM = 0.975
+"""Share of the limit that is aimed at: the upper end of the interval must be inside too."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One ABBA window: the dense engine and a candidate.
+
+    Attributes:
+        dense, latency: intervals of the budget's quantile [ms].
+        speedup: paired ratio.
+        limit_ms: the budget in milliseconds of this window.
+        verdict: of the candidate.
+    """
+
+    dense: Interval
+    latency: Interval
+    speedup: Interval
+    limit_ms: float
+    verdict: Verdict
+
+    @property
+    def close(self) -> float:
+        """Upper end over the limit: 1 is just inside."""
+        return self.latency.high / self.limit_ms
+
+
+def judge(comparison: Comparison, budget: Budget) -> Window:
+    """What a window says of a budget. A speed-up must hold in the paired ratio and in the latency itself."""
+    dense = stats.quantile_interval(comparison.a.samples_ns / 1e6, budget.quantile)
+    latency = stats.quantile_interval(comparison.b.samples_ns / 1e6, budget.quantile)
+    limit_ms = limit_of(budget, dense)
+    verdict = stats.verdict(latency, limit_ms)
+    if budget.speedup is not None:
+        ratio = comparison.speedup
+        if ratio.high < budget.speedup:
+            verdict = "FAIL"
+        elif verdict == "PASS" and ratio.low < budget.speedup:
+            verdict = "INCONCLUSIVE"
+    return Window(dense, latency, comparison.speedup, limit_ms, verdict)
+
+
+def limit_of(budget: Budget, dense: Interval) -> float:
+    """The budget in milliseconds, given the dense engine's latency in the same window."""
+    if budget.limit_ms is not None:
+        return budget.limit_ms
+    assert budget.speedup is not None
+    return dense.estimate / budget.speedup
+
+
+def table_limit_ms(limit_ms: float, pace: float, delta_ms: float, share: float = AIM) -> float:
+    """The limit to solve for, in the table's milliseconds."""
+    return limit_ms * share / pace - delta_ms
+
+
+def delta_of(window: Window, pace: float, predicted_ms: float) -> float:
+    """What a build took beyond its prediction, in the table's milliseconds."""
+    return window.latency.estimate / pace - predicted_ms

@@ -1,0 +1,265 @@
+"""What a run came to: every figure of the record, computed from the engines and files in the run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from cpd_edge import store
+from cpd_edge.cut import cut, mask
+from cpd_edge.deploy.parity import Parity
+from cpd_edge.intake.metrics import Metric, delta_interval, interval
+from cpd_edge.layout import Widths, size
+from cpd_edge.measure import stats
+from cpd_edge.measure.runners import OnnxRunner
+from cpd_edge.pipeline.aim import Window
+from cpd_edge.pipeline.steps import Student
+from cpd_edge.pipeline.subject import Subject, comb_record
+from cpd_edge.profile.regions import Attribution
+from cpd_edge.profile.table import LatencyTable
+from cpd_edge.report import write as write_report
+from cpd_edge.types import Interval, Plan, Region
+
+if TYPE_CHECKING:
+    from cpd_edge.pipeline.job import Job
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+REPEATS = 30
+"""Profiled inferences behind the times of layers."""
+WORST = 5
+"""How many classes are listed as the ones that lost most."""
+
+LIMITS = (
+    "Latency was measured on this machine's CPU with ONNX Runtime, one image at a time, back to back; "
+    "it says nothing of another device.",
+    "No part of this was run on a GPU or a Jetson.",
+)
+
+
+def interval_from(data: Mapping[str, Any]) -> Interval:
+    """An interval from its JSON form; a bound that is null is open."""
+    high = float("inf") if data["high"] is None else float(data["high"])
+    low = float("-inf") if data["low"] is None else float(data["low"])
+    return Interval(float(data["estimate"]), low, high, int(data["n"]))
+
+
+def round_row(number: int, window: Window, plan: Plan, pace: float, delta_ms: float) -> dict[str, Any]:
+    """One round of the loop, in the device's milliseconds except for `delta_ms`, which is the table's."""
+    return {
+        "round": number,
+        "limit_ms": window.limit_ms,
+        "predicted_ms": (plan.predicted_ms + delta_ms) * pace,
+        "measured": window.latency,
+        "delta_ms": delta_ms,
+        "verdict": window.verdict,
+    }
+
+
+def write(job: Job, subject: Subject, table: LatencyTable, student: Student, window: Window, parity: Parity) -> None:
+    """Completes the record of a run that pruned, and writes the report."""
+    run, plan = job.run, student.plan
+    pace = window.dense.estimate / table.predict(subject.widths)
+    with job.stage("evaluate"):
+        quality = _quality(job)
+    with job.stage("layers"):
+        layers = _layers(job, subject, table, plan.widths)
+    report = table.report()
+    run.update(
+        plan={k: getattr(plan, k) for k in ("objective", "bound", "gap", "seconds", "limit_ms", "strategy")},
+        gap=plan.gap,
+        predicted_ms=table.predict(plan.widths) * pace,
+        parity=parity,
+        profile=_profile_record(table, report),
+        history=[dict(row) for row in student.history],
+        rounds=len(run.record.get("round_log", [])),
+        **_ratios(subject, student),
+        **comb_record(subject.combed, plan.keep),
+        **quality,
+        **layers,
+    )
+    _conclude(job, window, _checks(job, subject, student, window, parity, report))
+
+
+def write_already_met(job: Job, subject: Subject, window: Window) -> None:
+    """Completes the record of a run whose dense engine is inside the budget as it is: nothing is pruned."""
+    run = job.run
+    for ending in ("onnx", "pt2"):
+        store.write_bytes(run / f"pruned.{ending}", (run / f"dense.{ending}").read_bytes())
+    measured = run.load_measurement("dense")
+    run.save_measurement(type(measured)(**{**measured.__dict__, "name": "pruned"}))
+    with job.stage("evaluate"):
+        quality = _quality(job)
+    run.update(
+        macs_ratio=1.0, params_ratio=1.0, predicted_ms=window.latency.estimate, gap=0.0, rounds=0, already_met=True,
+        **comb_record(subject.combed), **quality,
+    )  # fmt: skip
+    _conclude(job, window, [])
+
+
+def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
+    run, budget = job.run, job.request.budget
+    samples = {name: run.load_measurement(name).samples_ns / 1e6 for name in ("dense", "pruned")}
+    quantiles = {
+        name: {label: _supported(stats.quantile_interval(ms, q)) for label, q in QUANTILES.items()}
+        for name, ms in samples.items()
+    }
+    files = [f for f in ("dense.onnx", "pruned.onnx", "dense.pt2", "pruned.pt2") if (run / f).exists()]
+    run.update(
+        budget_ms=window.limit_ms,
+        quantile=budget.quantile,
+        tolerance=budget.tolerance,
+        latency_ms=window.latency,
+        dense_latency_ms=window.dense,
+        speedup=window.speedup,
+        quantiles=quantiles,
+        checks=checks,
+        hashes={f: hashlib.sha256((run / f).read_bytes()).hexdigest() for f in files},
+        size_bytes={n: (run / f"{n}.onnx").stat().st_size for n in ("dense", "pruned")},
+        limits=LIMITS,
+        reason=_reason(run.record, window, budget.tolerance),
+        verdict=window.verdict,
+    )
+    write_report(run.folder)
+
+
+def _supported(found: Interval) -> Interval | None:
+    return found if np.isfinite([found.low, found.high]).all() else None
+
+
+def _reason(record: Mapping[str, Any], window: Window, tolerance: float) -> str:
+    if record.get("already_met"):
+        return "the dense engine already meets the budget; nothing was pruned"
+    if window.verdict == "FAIL":
+        return "the engine is slower than the budget allows, and no round is left to prune further"
+    if window.verdict == "INCONCLUSIVE":
+        return "the interval holds the budget: measure longer, or on a quieter machine (cpd-edge bench)"
+    if window.close < 1 - tolerance:
+        return f"inside the budget by {1 - window.close:.1%}, more than the {tolerance:.0%} aimed at: no nearer plan was found"
+    return "the upper bound is inside the budget and within its tolerance"
+
+
+def _quality(job: Job) -> dict[str, Any]:
+    """The task's metric of both engines, as deployed, with paired intervals over images."""
+    metrics = {name: _engine_metric(job, name) for name in ("dense", "pruned")}
+    dense, pruned = metrics["dense"], metrics["pruned"]
+    return {
+        "metric": job.task.metric_name,
+        "metric_dense": dense.compute(),
+        "metric_pruned": pruned.compute(),
+        "metric_intervals": {
+            "dense": interval(dense),
+            "pruned": interval(pruned),
+            "delta": delta_interval(dense, pruned),
+        },
+        "worst_classes": _worst(job.task.labels, dense, pruned),
+    }
+
+
+def _engine_metric(job: Job, name: str) -> Metric:
+    metric = job.task.metric()
+    with contextlib.closing(OnnxRunner(job.run / f"{name}.onnx", threads=torch.get_num_threads())) as runner:
+        for images, targets in job.task.val_loader(128):
+            job.task.update(metric, torch.from_numpy(runner.outputs(images.numpy())), targets)
+    return metric
+
+
+def _worst(labels: tuple[str, ...], dense: Metric, pruned: Metric) -> list[dict[str, Any]]:
+    before, after = dense.per_class(), pruned.per_class()
+    order = np.argsort(after - before, kind="stable")[:WORST]
+    return [{"label": labels[i], "dense": float(before[i]), "pruned": float(after[i])} for i in order]
+
+
+def _ratios(subject: Subject, student: Student) -> dict[str, Any]:
+    params = [sum(p.numel() for p in n.parameters()) for n in (subject.network, student.network)]
+    macs = [macs_at(subject.regions, w) for w in (subject.widths, student.plan.widths)]
+    return {
+        "macs": {"dense": macs[0], "pruned": macs[1]},
+        "params": {"dense": params[0], "pruned": params[1]},
+        "macs_ratio": macs[0] / max(macs[1], 1),
+        "params_ratio": params[0] / max(params[1], 1),
+    }
+
+
+def macs_at(regions: tuple[Region, ...], widths: Widths) -> int:
+    """Multiply-accumulates of one image at some widths: each region's in proportion to its weight."""
+    total = 0.0
+    for region in regions:
+        dims = region.weight or (region.writes,)
+        share = 1.0
+        for dim in dims:
+            share *= size(dim, widths) / max(dim.extent, 1)
+        total += region.dense_macs * share
+    return round(total)
+
+
+def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> dict[str, Any]:
+    """Widths and profiled times of every region, dense and pruned."""
+    times, rest = {}, {}
+    for name in ("dense", "pruned"):
+        data = (job.run / f"{name}.onnx").read_bytes()
+        attribution = Attribution.of(subject.regions, store_model(data))
+        with contextlib.closing(subject.runner(data, True)) as runner:
+            times[name], rest[name] = attribution.times(runner.kernels(REPEATS))
+    rows = [
+        {
+            "name": r.name, "op": r.op, "fqn": r.fqn,
+            "dense_in": r.reads.extent, "dense_out": r.writes.extent,
+            "pruned_in": size(r.reads, widths), "pruned_out": size(r.writes, widths),
+            "dense_ms": times["dense"].get(r.name, 0.0), "pruned_ms": times["pruned"].get(r.name, 0.0),
+            "predicted_ms": table.region_ms(r.name, {g: widths.get(g, n) for g, n in subject.widths.items()}),
+        }
+        for r in subject.regions
+    ]  # fmt: skip
+    return {"layers": rows, "unattributed_ms": rest}
+
+
+def store_model(data: bytes) -> Any:
+    """An ONNX model from its bytes."""
+    import onnx
+
+    return onnx.load_from_string(data)
+
+
+def _profile_record(table: LatencyTable, report: Mapping[str, Any]) -> dict[str, Any]:
+    return {**report, "regions": len(table.regions), "samples": len(table.samples)}
+
+
+def _checks(
+    job: Job, subject: Subject, student: Student, window: Window, parity: Parity, report: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    gap = masked_gap(subject, student)
+    steady = bool(job.run.record.get("steady", True))
+    predicted = student.plan.predicted_ms
+    rows: list[tuple[str, bool, str]] = [
+        ("engine equals torch", parity.max_rel <= parity.tolerance, f"{parity.max_rel:.1e} of the largest output, tolerance {parity.tolerance:.0e}, {parity.inputs} images"),
+        ("interval inside its target", job.run.record.get("stop") == "interval inside target", str(job.run.record.get("stop"))),
+        ("no trend while measuring", steady, "first third against last third"),
+        ("optimal plan", student.plan.gap <= 1e-3, f"gap {student.plan.gap:.2%} of the objective, {student.plan.seconds:.2f} s, predicted {predicted:.4g} ms in the table's time"),
+        ("table predicts", report["holdout_median_error"] <= 0.05, f"held-out plans: median error {report['holdout_median_error']:.1%}, 90 % within {report['holdout_p90_error']:.1%}"),
+    ]  # fmt: skip
+    if gap is not None:
+        rows.append(("cut equals masked", gap < 1e-5, f"largest difference {gap:.1e} of the largest output, in float64"))
+    return [{"name": n, "passed": ok, "detail": detail} for n, ok, detail in rows]
+
+
+def masked_gap(subject: Subject, student: Student) -> float | None:
+    """How far the cut dense network is from the masked one, relative; None where a group is not exact."""
+    groups = subject.combed.groups
+    if not all(g.exact for g in groups.groups if len(student.plan.keep.get(g.name, ())) < g.units):
+        return None
+    keep = student.plan.kept
+    inputs = subject.network.example().double()
+    with torch.no_grad():
+        a, b = (_tensor(n.double()(inputs)) for n in (cut(subject.combed, keep), mask(subject.combed, keep)))
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+
+
+def _tensor(outputs: Any) -> torch.Tensor:
+    while not isinstance(outputs, torch.Tensor):
+        outputs = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs[0]
+    return outputs

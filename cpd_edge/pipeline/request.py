@@ -1,0 +1,116 @@
+"""What a user asks for: one frozen object that the command line and the Python API both make."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cpd_edge.errors import StoreError, UsageError
+from cpd_edge.types import Budget
+
+IMAGES_SEEN = 200_000
+"""Training images of a whole run, over which the default number of epochs is computed."""
+
+
+def tables_root() -> Path:
+    """Where measured tables are kept: `$CPD_EDGE_PROFILES`, else the user's cache."""
+    given = os.environ.get("CPD_EDGE_PROFILES")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpd-edge" / "profiles"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run's settings. Model and data are specs, or objects when they come through the Python API.
+
+    Attributes:
+        model: `torchvision:NAME`, `timm:NAME`, `zoo:NAME`, `FILE.py:FACTORY`, `FILE.pt2`, or a module's class name.
+        data: `digits`, `fashion-mnist`, `imagefolder:DIR`, `segfolder:DIR`, `FILE.py:FACTORY`.
+        budget: latency limit and quantile.
+        weights: state dict for the model.
+        train: train the model on the data first, for models that come without weights.
+        train_epochs: epochs of that training.
+        device, runtime, threads: where and on what the engine runs.
+        epochs: epochs of distillation in all; None: as many as show about 200,000 images, 3 to 30.
+        steps: prunings, with distillation after each.
+        batch: training batch.
+        lr, temperature, alpha: of the distillation.
+        score: `taylor` or `magnitude`.
+        calibration_batches: batches that scores and batch-norm statistics see.
+        samples: networks measured for the table, at most.
+        rounds: most build-and-measure rounds of the loop.
+        parity: largest difference of engine and torch, relative to the largest output.
+        seed: of everything that is drawn.
+    """
+
+    model: str
+    data: str
+    budget: Budget
+    weights: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    data_root: str | None = None
+    train: bool = False
+    train_epochs: float = 10.0
+    device: str = "local"
+    runtime: str = "onnxruntime"
+    threads: int = 1
+    epochs: float | None = None
+    steps: int = 2
+    batch: int = 64
+    lr: float = 1e-3
+    temperature: float = 2.0
+    alpha: float = 0.7
+    score: str = "taylor"
+    calibration_batches: int = 16
+    samples: int = 48
+    rounds: int = 4
+    parity: float = 1e-4
+    seed: int = 0
+    profiles: str = field(default_factory=lambda: str(tables_root()))
+
+    def __post_init__(self) -> None:
+        if self.device != "local":
+            raise UsageError(f"unknown device {self.device!r}", hint="this version measures on this machine: --device local")
+        if self.runtime != "onnxruntime":
+            raise UsageError(f"unknown runtime {self.runtime!r}", hint="this version builds for: --runtime onnxruntime")
+        if self.score not in ("taylor", "magnitude"):
+            raise UsageError(f"unknown score {self.score!r}", hint="give --score taylor or --score magnitude")
+        for name, least in (("threads", 1), ("steps", 1), ("batch", 1), ("calibration_batches", 1), ("samples", 8), ("rounds", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name.replace('_', ' ')} of {getattr(self, name)}: at least {least}")
+        if self.epochs is not None and self.epochs < 0:
+            raise UsageError(f"epochs of {self.epochs}: it must be 0 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat, with the budget's parts beside the rest."""
+        flat = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "budget"}
+        b = self.budget
+        return flat | {"budget_ms": b.limit_ms, "speedup": b.speedup, "quantile": b.quantile, "tolerance": b.tolerance}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Request:
+        """Inverse of `to_json`."""
+        rest = dict(data)
+        budget = Budget(rest.pop("budget_ms"), rest.pop("speedup"), rest.pop("quantile"), rest.pop("tolerance"))
+        return cls(budget=budget, **rest)
+
+    def require_same(self, recorded: Mapping[str, Any]) -> None:
+        """Refuses to resume a run that was asked for something else.
+
+        Raises:
+            StoreError: names the settings that differ.
+        """
+        mine = self.to_json()
+        differ = [k for k, v in mine.items() if k in recorded and recorded[k] != v]
+        if differ:
+            said = ", ".join(f"{k} was {recorded[k]!r}, now {mine[k]!r}" for k in differ[:4])
+            raise StoreError(f"the run to resume was asked for something else: {said}", hint="give the same settings, or a new --out")
+
+    def distil_epochs(self, images: int) -> float:
+        """Epochs of distillation in all, for a training set of so many images."""
+        return self.epochs if self.epochs is not None else min(30.0, max(3.0, round(IMAGES_SEEN / max(images, 1), 1)))

@@ -1,0 +1,147 @@
+"""The parts of the main job, each on its own: comb, profile, solve, bench. They return what `--json` prints."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from cpd_edge import network as networks
+from cpd_edge import store
+from cpd_edge.comb import comb as comb_module
+from cpd_edge.errors import DataError
+from cpd_edge.intake.models import load_model
+from cpd_edge.measure import stats
+from cpd_edge.measure.environment import key as environment_key
+from cpd_edge.measure.protocol import Protocol, compare, measure
+from cpd_edge.measure.runners import OnnxRunner, onnxruntime
+from cpd_edge.pipeline import aim
+from cpd_edge.pipeline.job import ISOLATED_S
+from cpd_edge.pipeline.outcome import interval_from, macs_at
+from cpd_edge.pipeline.request import Request, tables_root
+from cpd_edge.pipeline.steps import BIG_BATCH
+from cpd_edge.pipeline.subject import Subject, comb_record
+from cpd_edge.profile.regions import find_regions
+from cpd_edge.profile.sample import profile as profile_widths
+from cpd_edge.profile.table import LatencyTable, table_folder
+from cpd_edge.score.importance import magnitude, taylor
+from cpd_edge.solve.milp import solve as solve_problem
+from cpd_edge.solve.problem import plan_from, problem_from
+from cpd_edge.types import Budget
+
+Progress = Callable[[str, float, str], None]
+
+
+def comb(model: str, input_shape: tuple[int, ...], weights: str | None, num_classes: int | None) -> dict[str, Any]:
+    """Groups, units, exactness and the frozen rest of a model."""
+    module = load_model(model, Path(weights) if weights else None, num_classes)
+    combed = comb_module(module, input_shape)
+    sizes = {name: p.numel() for name, p in combed.network.named_parameters()}
+    cuttable = {slot.tensor for group in combed.groups.groups for slot in group.slots}
+    fraction = sum(sizes.get(name, 0) for name in cuttable) / max(sum(sizes.values()), 1)
+    return {"model": model, "prunable_params_fraction": fraction, **comb_record(combed)}
+
+
+def profile(
+    model: str, input_shape: tuple[int, ...], weights: str | None, num_classes: int | None, *, device: str, threads: int,
+    samples: int, seed: int, profiles: str | None, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures, or finds, the latency table of a model and says how well it predicts."""
+    onnxruntime()
+    Request(model, "", Budget(speedup=2), device=device, threads=threads, samples=samples)
+    progress("comb", 0.0, "")
+    subject = Subject.of(load_model(model, Path(weights) if weights else None, num_classes), input_shape, threads)
+    progress("comb", 1.0, "")
+    with contextlib.closing(subject.runner(subject.build(subject.widths))) as runner:
+        key = {**environment_key(runner.environment), "signature": subject.signature}
+    folder = table_folder(Path(profiles) if profiles else tables_root(), key)
+    table = profile_widths(
+        subject.build, subject.regions, subject.widths, subject.runner, key, model=subject.dense_onnx, samples=samples,
+        seed=seed, folder=folder, isolated_seconds=ISOLATED_S,
+        progress=lambda fraction, text: progress("profile", fraction, text),
+    )  # fmt: skip
+    return {
+        "model": model, **table.report(), "regions": len(table.regions), "samples": len(table.samples),
+        "dense_ms": table.predict(subject.widths), "table": str(folder), "environment": table.key,
+    }  # fmt: skip
+
+
+def solve(folder: Path, budget: Budget | None) -> dict[str, Any]:
+    """Solves a run's own table again, for its own budget or another, on the dense network's scores."""
+    from cpd_edge.intake.tasks import load_task
+
+    run = store.Run(folder)
+    request = Request.from_json(run.record["request"])
+    if not (run / "table.json").exists():
+        raise DataError(f"{folder} has no table yet", hint="let the run finish its profile: cpd-edge prune ... --resume")
+    table = LatencyTable.load(run / "table.json")
+    network = networks.load(run / "dense.pt2")
+    groups = comb_module(network, network.input_shape).groups
+    if request.score == "magnitude":
+        importance = magnitude(network.state_dict(), groups)
+    else:
+        task = load_task(request.data, seed=request.seed, image_size=request.image_size)
+        loader = task.train_loader(BIG_BATCH, request.seed)
+        importance = taylor(network, groups, loader, task.loss, request.calibration_batches)
+    limit_of = budget or request.budget
+    dense = interval_from(run.record["dense_latency_ms"])
+    pace = dense.estimate / table.predict(groups.widths)
+    limit_ms = aim.limit_of(limit_of, dense)
+    plan = plan_from(solve_problem(problem_from(table, importance, limit_ms / pace)), importance, limit_ms / pace)
+    macs = [macs_at(table.regions, w) for w in (groups.widths, plan.widths)]
+    return {
+        "limit_ms": limit_ms, "predicted_ms": plan.predicted_ms * pace, "objective": plan.objective, "bound": plan.bound,
+        "gap": plan.gap, "seconds": plan.seconds, "macs_ratio": macs[0] / max(macs[1], 1),
+        "widths": {name: (n, plan.widths.get(name, n)) for name, n in groups.widths.items()},
+    }  # fmt: skip
+
+
+def bench(
+    engine: Path, against: Path | None, *, budget_ms: float | None, quantile: float, threads: int, limit_s: float,
+    target: float, period_ms: float | None, out: Path | None, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Times an engine, alone or paired with a reference."""
+    onnxruntime()
+    for path in (engine, against):
+        if path is not None and not path.is_file():
+            raise DataError(f"no engine at {path}", hint="give an ONNX file, such as RUN/pruned.onnx")
+    budget = Budget(budget_ms, None if budget_ms is not None else 1.0, quantile)
+    mode = "paced" if period_ms else "back-to-back"
+    protocol = Protocol(limit_s=limit_s, target=target, mode=mode, period_ms=period_ms)  # type: ignore[arg-type]
+
+    def tell(fraction: float, text: str) -> None:
+        progress("bench", fraction, text)
+
+    with contextlib.closing(OnnxRunner(engine, threads=threads)) as runner:
+        if against is None:
+            found, extra = measure(runner, engine.stem, protocol, quantile, progress=tell), {}
+        else:
+            with contextlib.closing(OnnxRunner(against, threads=threads)) as reference:
+                both = compare(reference, runner, (against.stem, engine.stem), protocol, quantile, progress=tell)
+            found, extra = both.b, _compared(engine, against, both, quantile)
+    latency = stats.quantile_interval(found.samples_ns / 1e6, quantile)
+    result = {"engine": str(engine), "quantile": quantile, "latency_ms": latency, "stop": found.stop}
+    result |= {"steady": found.steady, "environment": found.environment, **extra}
+    if budget_ms is not None:
+        result |= {"budget_ms": budget.limit_ms, "verdict": stats.verdict(latency, budget_ms)}
+    if out is not None:
+        store.write_json(out, {"format": store.FORMAT, **dict(store.plain(found))})  # type: ignore[call-overload]
+    return dict(store.plain(result))  # type: ignore[call-overload]
+
+
+def _compared(engine: Path, against: Path, both: Any, quantile: float) -> dict[str, Any]:
+    macs = [sum(r.dense_macs for r in find_regions(onnx.load(path), {})) for path in (against, engine)]
+    return {
+        "against": str(against),
+        "against_latency_ms": stats.quantile_interval(both.a.samples_ns / 1e6, quantile),
+        "speedup": both.speedup,
+        "outcome": both.outcome,
+        "macs_ratio": macs[0] / macs[1] if macs[1] else math.nan,
+    }
+
+
+__all__ = ["bench", "comb", "profile", "solve"]

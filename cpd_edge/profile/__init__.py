@@ -1,0 +1,1 @@
+"""A network, a runtime and a device become a table: latency of every fused region over widths, in context."""

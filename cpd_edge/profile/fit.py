@@ -1,0 +1,307 @@
+"""Region latency as a function of widths: non-negative least squares on extents, on the steps that hardware has.
+
+A kernel works in blocks of channels, so latency climbs a staircase in the extents it reads and writes; where an
+extent does not fit the blocks, some runtimes take another path, which costs extra. Which block, and which extra,
+is chosen by cross-validation, for all regions of one operator together and for a single one where that is
+clearly better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from cpd_edge.layout import Layout, Leaf, Sum
+from cpd_edge.types import Region
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Columns: TypeAlias = Mapping[str, Ints]
+"""Widths by axis; all arrays broadcast against each other."""
+
+BLOCKS = (1, 4, 8, 16, 32)
+FOLDS = 4
+CLEARLY = 0.7
+"""A region leaves the form of its operator when its own form's error is this share of it, or less."""
+WORTH = 0.98
+"""A form takes one more extra when the error falls to this share, or less."""
+MOST_EXTRAS = 3
+LEAN = 0.3
+"""Pull towards the operator's coefficients: being twice as large weighs like a relative error of this size."""
+FLOOR = 0.05
+"""Errors count relative to a latency, but to no less than this share of the region's largest."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A condition on a region's extents under which it costs more.
+
+    Attributes:
+        side: the extent read, written, or each part of the concat that is read.
+        kind: `indivisible` by `by`, or `below` it.
+        by: the divisor, or the bound.
+        least: smallest extent for which being indivisible matters.
+    """
+
+    side: Literal["reads", "writes", "parts"]
+    kind: Literal["indivisible", "below"]
+    by: int
+    least: int = 0
+
+
+EXTRAS = (
+    *(Extra(side, "indivisible", by) for side in ("reads", "writes") for by in (4, 8, 16)),
+    *(Extra(side, "indivisible", 4, 16) for side in ("reads", "writes")),
+    *(Extra("parts", "indivisible", by) for by in (4, 16)),
+    *(Extra(side, "below", 16) for side in ("reads", "writes")),
+)  # fmt: skip
+"""Conditions that are tried, those of ONNX Runtime's blocked layout among them."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """The steps of a region's latency.
+
+    Attributes:
+        reads, writes: block that each extent is rounded up to.
+        soft: extents read that are smaller than one block are not rounded.
+        extras: conditions that add a cost.
+    """
+
+    reads: int = 1
+    writes: int = 1
+    soft: bool = False
+    extras: tuple[Extra, ...] = ()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted region: its form and one coefficient a feature [ms at dense extents]."""
+
+    form: Form
+    coefficients: tuple[float, ...]
+
+    def ms(self, region: Region, widths: Columns) -> Floats:
+        """Latency at widths, of the shape that the widths broadcast to [ms]."""
+        features = design(region, widths, self.form)
+        return np.asarray(features @ np.asarray(self.coefficients), np.float64)
+
+
+def extent(layout: Layout, widths: Columns) -> Ints:
+    """Extent of a layout at arrays of widths; an axis that is absent keeps its dense extent."""
+    if isinstance(layout, Leaf):
+        return np.asarray(widths.get(layout.axis, layout.extent), np.int64)
+    parts = [extent(p, widths) for p in layout.parts]
+    out = np.zeros((), np.int64) if isinstance(layout, Sum) else np.ones((), np.int64)
+    for part in parts:
+        out = out + part if isinstance(layout, Sum) else out * part
+    return out
+
+
+def _stepped(layout: Layout, widths: Columns, block: int, soft: bool = False) -> Floats:
+    """Extent rounded up to a block, as a share of the dense one's."""
+
+    def up(x: Ints) -> Ints:
+        rounded = -(-x // block) * block
+        return np.where(x < block, x, rounded) if soft else rounded
+
+    return np.asarray(up(extent(layout, widths)) / max(int(up(np.asarray(layout.extent))), 1), np.float64)
+
+
+def design(region: Region, widths: Columns, form: Form) -> Floats:
+    """Features `[..., k]`: 1, weights touched, extents read and written; the same again for each extra."""
+    reads = _stepped(region.reads, widths, form.reads, form.soft)
+    writes = _stepped(region.writes, widths, form.writes)
+    work = np.ones(())
+    for dim in region.weight:
+        if dim == region.writes:
+            work = work * writes
+        elif dim == region.reads:
+            work = work * reads
+        else:
+            work = work * _stepped(dim, widths, 1)
+    if not region.weight:
+        work = np.zeros(())
+    parts = [np.ones(()), work, reads, writes]
+    for extra in form.extras:
+        on = _holds(region, widths, extra)
+        parts += [on, on * work, on * reads, on * writes]
+    shape = np.broadcast_shapes(*(np.shape(v) for v in widths.values()), *(p.shape for p in parts))
+    return np.stack([np.broadcast_to(p, shape) for p in parts], axis=-1)
+
+
+def _holds(region: Region, widths: Columns, extra: Extra) -> Floats:
+    """1 where an extra's condition holds, else 0."""
+    if extra.side == "parts":
+        if not isinstance(region.reads, Sum):
+            return np.zeros(())
+        parts = [extent(p, widths) for p in region.reads.parts]
+    else:
+        parts = [extent(region.reads if extra.side == "reads" else region.writes, widths)]
+    out = np.zeros((), bool)
+    for part in parts:
+        here = part < extra.by if extra.kind == "below" else (part % extra.by != 0) & (part >= extra.least)
+        out = out | here
+    return out.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Latencies of all regions at sampled widths.
+
+    Attributes:
+        widths: by group `[samples]`.
+        ms: by region `[samples]` [ms].
+    """
+
+    widths: Columns
+    ms: Mapping[str, Floats]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.ms.values())))
+
+
+def fit(regions: Sequence[Region], samples: Samples) -> dict[str, Model]:
+    """One model a region, forms chosen by cross-validation.
+
+    Forms are tried on the regions that take most of the time of each operator, at most ten of them. What one
+    region's samples leave open is taken from the others: coefficients lean towards the operator's, which are
+    fitted on all of them in units of work.
+    """
+    models: dict[str, Model] = {}
+    for kind in dict.fromkeys((r.op, bool(r.weight)) for r in regions):
+        alike = [r for r in regions if (r.op, bool(r.weight)) == kind]
+        heavy = sorted(alike, key=lambda r: -float(samples.ms[r.name].mean()))[:10]
+        family = _Family(heavy, samples)
+        everything = np.ones(len(samples), bool)
+        shared = family.best(heavy)
+        for region in alike:
+            form = shared
+            if region in heavy and len(heavy) > 1:
+                own = family.best([region])
+                if family.error([region], own) < CLEARLY * family.error([region], shared):
+                    form = own
+            found = family.fitted(region, form, everything, family.pooled(form, everything))
+            models[region.name] = Model(form, tuple(float(c) for c in found))
+    return models
+
+
+class _Family:
+    """Regions of one operator, and the features of every form tried on them."""
+
+    def __init__(self, heavy: Sequence[Region], samples: Samples) -> None:
+        self.heavy, self.samples = heavy, samples
+        self._designs: dict[tuple[str, Form], Floats] = {}
+
+    def features(self, region: Region, form: Form) -> Floats:
+        """`design` at the samples `[samples, k]`."""
+        key = region.name, form
+        if key not in self._designs:
+            found = design(region, self.samples.widths, form)
+            self._designs[key] = np.broadcast_to(found, (len(self.samples), found.shape[-1]))
+        return self._designs[key]
+
+    def best(self, regions: Sequence[Region]) -> Form:
+        """The form of least cross-validated error: steps first, then extras one at a time, then steps again."""
+        if not any(self.samples.ms[r.name].any() for r in regions):
+            return Form()
+        forms = [Form(r, w, soft) for r, w, soft in product(BLOCKS, BLOCKS, (False, True)) if not (soft and r == 1)]
+        best, error = self._least(regions, forms)
+        for _ in range(MOST_EXTRAS):
+            tried = [replace(best, extras=(*best.extras, e)) for e in EXTRAS if e not in best.extras]
+            form, lower = self._least(regions, tried)
+            if not lower < WORTH * error:
+                break
+            best, error = form, lower
+        if best.extras:
+            again, lower = self._least(regions, [replace(f, extras=best.extras) for f in forms])
+            best = again if lower < error else best
+        return best
+
+    def _least(self, regions: Sequence[Region], forms: Sequence[Form]) -> tuple[Form, float]:
+        errors = [self.error(regions, form) for form in forms]
+        at = int(np.argmin(errors))
+        return forms[at], errors[at]
+
+    def error(self, regions: Sequence[Region], form: Form) -> float:
+        """Cross-validated relative error of a form, each region counted by its time."""
+        wrong = 0.0
+        fold = np.arange(len(self.samples)) % FOLDS
+        for k in range(FOLDS):
+            pooled = self.pooled(form, fold != k)
+            for region in regions:
+                found = self.fitted(region, form, fold != k, pooled)
+                ms, test = self.samples.ms[region.name], fold == k
+                off = np.abs(self.features(region, form)[test] @ found - ms[test]) * _weights(ms)[test]
+                wrong += float(off.sum() * ms.mean())
+        return wrong / max(sum(float(self.samples.ms[r.name].mean()) for r in regions) * len(fold), 1e-300)
+
+    def pooled(self, form: Form, train: npt.NDArray[np.bool_]) -> Floats | None:
+        """One coefficient a feature for all heavy regions, per unit of work; None for a region alone."""
+        if len(self.heavy) < 2:
+            return None
+        rows, values = [], []
+        for region in self.heavy:
+            ms = self.samples.ms[region.name]
+            weight = _weights(ms)[train]
+            rows.append(self.features(region, form)[train] * _units(region, form) * weight[:, None])
+            values.append(ms[train] * weight)
+        return np.asarray(nnls(np.concatenate(rows), np.concatenate(values))[0], np.float64)
+
+    def fitted(
+        self, region: Region, form: Form, train: npt.NDArray[np.bool_], pooled: Floats | None
+    ) -> Floats:
+        """A region's coefficients, leaning towards the pooled ones."""
+        ms = self.samples.ms[region.name]
+        weight = _weights(ms)[train]
+        rows, values = self.features(region, form)[train] * weight[:, None], ms[train] * weight
+        if pooled is not None:
+            prior = pooled * _units(region, form)
+            lean = LEAN / (prior + FLOOR * max(float(ms.max()), 1e-9))
+            rows, values = np.concatenate([rows, np.diag(lean)]), np.concatenate([values, lean * prior])
+        return np.asarray(nnls(rows, values)[0], np.float64)
+
+
+def _units(region: Region, form: Form) -> Floats:
+    """Dense amount behind each feature: one, multiply-accumulates, elements read and written; again for extras."""
+    weights = float(np.prod([d.extent for d in region.weight])) if region.weight else 1.0
+    places = region.dense_macs / weights if region.dense_macs else 1.0
+    features = region.reads.extent * places * 1e-3, region.writes.extent * places * 1e-3
+    return np.tile(np.asarray([1.0, max(region.dense_macs, 1) * 1e-6, *features]), 1 + len(form.extras))
+
+
+def _weights(ms: Floats) -> Floats:
+    """One over the latency, so that errors count relative to it."""
+    return np.asarray(1.0 / (ms + FLOOR * max(float(ms.max()), 1e-9)), np.float64)
+
+
+def fit_total(predicted: Floats, measured: Floats) -> tuple[float, float]:
+    """`(scale, fixed_ms)` for which `scale · Σ regions + fixed_ms` is the latency without the profiler.
+
+    Relative least squares. The fixed part is below 0 where the profiler adds more to each kernel than the
+    runtime spends around them.
+    """
+    weight = _weights(measured)
+    columns = np.stack([predicted, np.ones_like(predicted)], axis=1) * weight[:, None]
+    scale, fixed_ms = np.linalg.lstsq(columns, measured * weight, rcond=None)[0]
+    if scale <= 0:
+        return 0.0, float(np.average(measured, weights=weight**2))
+    return float(scale), float(fixed_ms)
+
+
+def profiler_cost(sums: Floats, kernels: Floats, measured: Floats) -> float:
+    """What the profiler adds to each kernel [ms]: `Σ kernels = measured + cost · count - fixed`, neither below 0.
+
+    0 where all samples have one count, since cost and fixed part cannot be told apart then.
+    """
+    if np.ptp(kernels) == 0:
+        return 0.0
+    weight = _weights(measured)
+    columns = np.stack([kernels, -np.ones_like(kernels)], axis=1) * weight[:, None]
+    return float(nnls(columns, (sums - measured) * weight)[0][0])

@@ -1,0 +1,317 @@
+"""Regions of an ONNX model, and which region each of a runtime's kernels belongs to.
+
+Runtimes fuse differently, and the same runtime fuses differently at different widths. The clusters here are
+wide enough to hold what any of them fuses: an operation, and the elementwise chain behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from cpd_edge.errors import ModelError
+from cpd_edge.layout import Layout, Prod, Sum, axes, to_json
+from cpd_edge.types import Region
+
+Layouts = Mapping[str, tuple[Layout, ...]]
+"""Layout of each dim of a tensor, by ONNX value name."""
+
+ELEMENTWISE = frozenset(
+    """
+    Abs Add BatchNormalization BiasGelu Cast Ceil Celu Clip Constant ConstantOfShape DequantizeLinear Div Dropout Elu
+    Erf Exp Expand Flatten Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mish Mul Neg Not PRelu Pow
+    QuantizeLinear Reciprocal Relu Round Selu Shape Sigmoid Sign Softplus Softsign Sqrt Squeeze Sub Swish Tanh
+    ThresholdedRelu Unsqueeze Where
+    """.split()  # noqa: SIM905
+)
+"""Operators that join the region of what they read."""
+
+CONVOLUTIONS = frozenset(["Conv", "ConvTranspose", "ConvInteger", "QLinearConv"])
+MATRIX = frozenset(["Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"])
+NOTHING = Prod(())
+"""Layout of features that no width changes: extent 1."""
+
+
+def find_regions(model: onnx.ModelProto, layouts: Layouts) -> tuple[Region, ...]:
+    """The regions of a model in execution order: every operation that is not elementwise heads one.
+
+    Elementwise operations join the region of their latest producer; those that read only constants, and those at
+    the input, join the first region that reads them.
+
+    Args:
+        model: the dense network, batch norms folded or not.
+        layouts: layout of each dim of parameters and activations, by ONNX value name. Activations that are
+            missing take the layout of what they are computed from.
+
+    Raises:
+        ModelError: the model has no nodes, or its shapes cannot be inferred.
+    """
+    return _Walk(model, layouts).regions()
+
+
+def signature(regions: Sequence[Region], groups: Mapping[str, int]) -> str:
+    """Twelve hex digits that change with the regions, their layouts or the groups' units."""
+    described = [
+        [r.name, r.op, list(r.nodes), r.dense_macs, [to_json(x) for x in (r.reads, r.writes, *r.weight)]]
+        for r in regions
+    ]
+    return hashlib.sha256(json.dumps([described, dict(groups)], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def node_name(node: onnx.NodeProto) -> str:
+    """A node's name, or its first output's where it has none."""
+    return str(node.name or node.output[0])
+
+
+class _Walk:
+    """One pass over a model's nodes in topological order."""
+
+    def __init__(self, model: onnx.ModelProto, layouts: Layouts) -> None:
+        self.nodes = list(model.graph.node)
+        if not self.nodes:
+            raise ModelError("the ONNX model has no nodes")
+        self.layouts = layouts
+        self.constants = {i.name for i in model.graph.initializer}
+        self.producer = {out: i for i, node in enumerate(self.nodes) for out in node.output if out}
+        self.shapes = infer_shapes(model)
+        self.channels = {axis for name in self.constants & layouts.keys() for axis in axes(*layouts[name])}
+        self.feature: dict[str, Layout] = {}
+
+    def regions(self) -> tuple[Region, ...]:
+        home = self._homes()
+        members: dict[int, list[int]] = {}
+        for i, head in enumerate(home):
+            members.setdefault(head, []).append(i)
+        found: dict[int, Region] = {}
+        for i, node in enumerate(self.nodes):
+            described = self._describe(node)
+            if i in members:
+                inside = tuple(node_name(self.nodes[j]) for j in (i, *(j for j in members[i] if j != i)))
+                found[i] = Region(node_name(node), node.op_type, inside, *described)
+            for out in node.output:
+                self.feature[out] = self._known(out) or described[1]
+        return tuple(found.values())
+
+    def _homes(self) -> list[int]:
+        """Index of the head of each node's region."""
+        home: list[int | None] = []
+        for i, node in enumerate(self.nodes):
+            before = [self.producer[x] for x in node.input if x in self.producer]
+            heads = [home[j] for j in sorted(before, reverse=True) if home[j] is not None]
+            home.append(i if node.op_type not in ELEMENTWISE else heads[0] if heads else None)
+        readers: dict[int, int] = {}
+        for i in range(len(self.nodes) - 1, -1, -1):
+            at = home[i] if home[i] is not None else readers.get(i)
+            for j in (self.producer[x] for x in self.nodes[i].input if x in self.producer):
+                if home[j] is None and at is not None:
+                    readers[j] = at
+        return [h if h is not None else readers.get(i, i) for i, h in enumerate(home)]
+
+    def _describe(self, node: onnx.NodeProto) -> tuple[Layout, Layout, tuple[Layout, ...], int, str]:
+        """What a node reads and writes, its weight's layout, its multiply-accumulates and its parameter's name."""
+        read = [self._read(x) for x in node.input if x and not self._constant(x)]
+        reads = read[0] if read else NOTHING
+        if node.op_type == "Concat":
+            joined = self._known(node.output[0]) or Sum(tuple(read))
+            return joined, joined, (), 0, ""
+        fqn, weight = "", tuple[Layout, ...]()
+        if node.op_type in CONVOLUTIONS | MATRIX and len(node.input) > 1 and self._constant(node.input[1]):
+            fqn, weight = self._weight(node)
+        writes = self._known(node.output[0]) or reads
+        if weight:
+            out, into = (weight[0], weight[1]) if _writes_first(node) else (weight[1], weight[0])
+            group = _attribute(node, "group", 1)
+            writes = out if group == 1 or node.op_type != "ConvTranspose" else writes
+            reads = into if group == 1 else reads if reads != NOTHING else writes
+        elif node.op_type in MATRIX:
+            weight = (reads, writes) if len(node.input) > 1 and self._constant(node.input[1]) else ()
+        return reads, writes, weight, self._macs(node), fqn
+
+    def _weight(self, node: onnx.NodeProto) -> tuple[str, tuple[Layout, ...]]:
+        """Name and layout of the parameter behind a weight input, or nothing where it is not known."""
+        name, turned = node.input[1], False
+        while name in self.producer and name not in self.layouts:
+            source = self.nodes[self.producer[name]]
+            if source.op_type == "Transpose" and len(self.shapes.get(name, ())) == 2:
+                turned = not turned
+            elif source.op_type not in ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear"):
+                return "", ()
+            name = source.input[0]
+        fqn = name if name in self.layouts else name.removesuffix("_quantized")
+        dims = self.layouts.get(fqn, ())
+        if len(dims) < 2:
+            return "", ()
+        return fqn, (tuple(reversed(dims)) if turned else dims)
+
+    def _known(self, name: str) -> Layout | None:
+        """Layout of the channels of an activation that `layouts` names."""
+        dims = self.layouts.get(name)
+        if dims is None:
+            return None
+        wide = tuple(d for d in dims if any(a in self.channels for a in axes(d)))
+        return wide[0] if len(wide) == 1 else Prod(wide)
+
+    def _read(self, name: str) -> Layout:
+        return self._known(name) or self.feature.get(name, NOTHING)
+
+    def _constant(self, name: str) -> bool:
+        while name in self.producer and name not in self.constants:
+            node = self.nodes[self.producer[name]]
+            if not node.input:
+                return node.op_type == "Constant"
+            name = node.input[0]
+        return str(name) in self.constants
+
+    def _macs(self, node: onnx.NodeProto) -> int:
+        """Multiply-accumulates at batch 1; 0 for what is no convolution or matrix product."""
+        if node.op_type not in CONVOLUTIONS | MATRIX or len(node.input) < 2:
+            return 0
+        left, right, out = (self.shapes.get(x, ()) for x in (node.input[0], node.input[1], node.output[0]))
+        if node.op_type == "ConvTranspose":
+            return prod(right) * prod(left[2:])
+        if node.op_type in CONVOLUTIONS:
+            return prod(right) * prod(out[2:])
+        return prod(out) * left[0 if node.op_type == "Gemm" and _attribute(node, "transA", 0) else -1] if left else 0
+
+
+def _writes_first(node: onnx.NodeProto) -> bool:
+    """Whether dim 0 of the weight makes the output channels."""
+    if node.op_type == "Gemm":
+        return bool(_attribute(node, "transB", 0))
+    return node.op_type in CONVOLUTIONS and node.op_type != "ConvTranspose"
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shape of every value, free dims as 1.
+
+    Raises:
+        ModelError: they cannot be inferred.
+    """
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise ModelError(f"the ONNX model's shapes cannot be inferred: {error}") from error
+    out = {
+        info.name: tuple(d.dim_value or 1 for d in info.type.tensor_type.shape.dim)
+        for info in (*graph.input, *graph.value_info, *graph.output)
+    }
+    return {**out, **{i.name: tuple(i.dims) for i in graph.initializer}}
+
+
+class Kernel(Protocol):
+    """What a runtime's profiler saw of one kernel."""
+
+    @property
+    def name(self) -> str:
+        """Name that the runtime gave it."""
+
+    @property
+    def op(self) -> str:
+        """Operator, fusions included."""
+
+    @property
+    def order(self) -> int:
+        """Place in the execution order."""
+
+    @property
+    def ms(self) -> npt.NDArray[np.float64]:
+        """Time in each run `[repeats]` [ms]."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """One profile by region.
+
+    Attributes:
+        ms: time by region [ms].
+        kernels: number of kernels by region.
+        unattributed_ms: kernels that belong to no region [ms].
+    """
+
+    ms: dict[str, float]
+    kernels: dict[str, int]
+    unattributed_ms: float
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Which region a kernel belongs to, by the names that a runtime keeps.
+
+    Attributes:
+        names: region by the name of any of its nodes, or of a value that one of them makes.
+    """
+
+    names: Mapping[str, str]
+
+    @classmethod
+    def of(cls, regions: Iterable[Region], model: onnx.ModelProto | None = None) -> Attribution:
+        """The names of regions' nodes and, given the model, of the values that those nodes make."""
+        by_node = {node: region.name for region in regions for node in region.nodes}
+        by_value: dict[str, str] = {}
+        for node in model.graph.node if model is not None else ():
+            if node_name(node) in by_node:
+                by_value |= {out: by_node[node_name(node)] for out in node.output if out}
+        return cls({**by_value, **by_node})
+
+    def region(self, kernel: str) -> str | None:
+        """Region that a kernel's name tells, or None.
+
+        The name may be a node's or a value's, with what the runtime puts before it (`fused `) or behind it
+        (`_nchwc`, `_token_7`, `/MatMulAddFusion/`).
+        """
+        name = re.sub(r"_token_\d+$", "", kernel.removeprefix("fused "))
+        while name:
+            if name in self.names:
+                return self.names[name]
+            shorter = re.sub(r"[_/.: ](?!\d+$)[^_/.: ]*$", "", name)
+            name = shorter if shorter != name else ""
+        return None
+
+    def times(self, kernels: Sequence[Kernel], quantile: float = 0.25) -> Times:
+        """Time of every region, 0 where none of its kernels is left, and the rest that has no region.
+
+        Layout conversions carry no name: one to a runtime's own layout counts for the next region, one back for
+        the region before. A kernel's time is a low quantile of its repeats, which interference does not reach.
+        """
+        ordered = sorted(kernels, key=lambda k: k.order)
+        home: list[str | None] = [None if _reorder(k) else self.region(k.name) for k in ordered]
+        for i, kernel in enumerate(ordered):
+            if _reorder(kernel):
+                later = kernel.op == "ReorderInput"
+                near = home[i + 1 :] if later else home[:i][::-1]
+                home[i] = next((h for h in near if h is not None), None)
+        out, count = dict.fromkeys(self.names.values(), 0.0), dict.fromkeys(self.names.values(), 0)
+        rest = 0.0
+        for kernel, region in zip(ordered, home, strict=True):
+            ms = float(np.quantile(kernel.ms, quantile))
+            if region is None:
+                rest += ms
+            else:
+                out[region] += ms
+                count[region] += 1
+        return Times(out, count, rest)
+
+
+def _reorder(kernel: Kernel) -> bool:
+    return kernel.op in ("ReorderInput", "ReorderOutput")
+
+
+def attribute(
+    kernels: Sequence[Kernel], regions: Sequence[Region], model: onnx.ModelProto | None = None
+) -> tuple[dict[str, float], float]:
+    """Milliseconds by region, and the unattributed rest, of one profile."""
+    found = Attribution.of(regions, model).times(kernels)
+    return found.ms, found.unattributed_ms

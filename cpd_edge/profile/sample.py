@@ -1,0 +1,300 @@
+"""Measuring a table: whole networks at sampled widths, each in the deployment runtime with its profiler on.
+
+FOLDER/
+samples.jsonl   a header with the key, then one line a finished sample, so that an interruption loses one
+table.json      the finished table
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from cpd_edge.errors import CpdError, TableError
+from cpd_edge.profile import isolated
+from cpd_edge.profile.regions import Attribution, Kernel, Times
+from cpd_edge.profile.table import LatencyTable, Sample
+from cpd_edge.store import plain, write_text
+from cpd_edge.types import Region, Widths
+
+LOW_QUANTILE = 0.25
+"""Quantile of repeats that stands for a latency: interference only ever adds time."""
+SECONDS_PER_SAMPLE = 0.1
+"""Time to spend running one sampled network, half of it with the profiler; at least `FEWEST` repeats each."""
+FEWEST, MOST = 5, 60
+FIRST_CHECK, CHECK_EVERY = 24, 8
+TARGET_MEDIAN, TARGET_P90 = 0.02, 0.05
+"""Sampling ends early once held-out errors are inside both."""
+
+
+class Runner(Protocol):
+    """An engine that is ready to run."""
+
+    def run(self) -> object:
+        """One inference."""
+
+    def kernels(self, repeats: int) -> Sequence[Kernel]:
+        """Times of every kernel in `repeats` inferences."""
+
+    def close(self) -> None:
+        """Frees the engine."""
+
+
+MakeRunner = Callable[[bytes, bool], Runner]
+"""`make_runner(model, profile)` gives a runner, with the runtime's profiler on if `profile`."""
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Widths to measure, and whether the fit may see them."""
+
+    widths: Mapping[str, int]
+    held_out: bool
+
+
+def draws(groups: Mapping[str, int], samples: int, holdout: int, seed: int) -> tuple[Draw, ...]:
+    """What to measure, in order: the dense and the smallest network, then fit samples with held-out ones between.
+
+    Fit samples are a Latin hypercube, so every group visits every part of its range; most widths are
+    rounded to a multiple of 16, 8 or 4. Held-out ones are plans: one share for the network, spread over groups.
+    """
+    rng = np.random.default_rng(seed)
+    strata = max(samples - 2, 1)
+    share = {g: (rng.permutation(strata) + rng.uniform(size=strata)) / strata for g in groups}
+    fit = [Draw({g: _rounded(n, float(share[g][i]), rng) for g, n in groups.items()}, False) for i in range(strata)]
+    plans = []
+    for _ in range(holdout):
+        level = rng.uniform(0.25, 0.95)
+        spread = {g: float(np.clip(level + rng.normal(0, 0.15), 0.05, 1)) for g in groups}
+        plans.append(Draw({g: _rounded(n, spread[g], rng) for g, n in groups.items()}, True))
+    mixed: list[Draw] = []
+    early = max(FIRST_CHECK - 2, 1)
+    for i, draw in enumerate(fit):
+        mixed.append(draw)
+        while plans and (i + 1) * holdout >= (holdout - len(plans) + 1) * min(early, strata):
+            mixed.append(plans.pop(0))
+    ends = [Draw(dict(groups), False), Draw(dict.fromkeys(groups, 1), False)]
+    return (*ends[: max(samples, 1)], *(mixed if samples > 2 else []), *plans)
+
+
+def _rounded(units: int, share: float, rng: np.random.Generator) -> int:
+    """A width near `share` of the units: mostly a multiple of 16, 8 or 4, where the group has several of them."""
+    width = share * units
+    step = int(rng.choice([1, 4, 8, 16], p=[0.15, 0.2, 0.25, 0.4]))
+    if units >= 2 * step:
+        width = round(width / step) * step
+    return int(np.clip(round(width), 1, units))
+
+
+def profile(
+    build: Callable[[Widths], bytes],
+    regions: Sequence[Region],
+    groups: Mapping[str, int],
+    make_runner: MakeRunner,
+    key: Mapping[str, Any],
+    *,
+    model: onnx.ModelProto | None = None,
+    samples: int = 48,
+    holdout: int = 10,
+    seed: int = 0,
+    folder: Path | None = None,
+    repeats: int | None = None,
+    isolated_seconds: float = 0.0,
+    progress: Progress | None = None,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> LatencyTable:
+    """Measures a latency table, or returns the one in `folder` whose key matches.
+
+    Args:
+        build: the model file of the network at some widths.
+        regions: the network's regions.
+        groups: units by group.
+        make_runner: opens a model file in the deployment runtime.
+        key: environment and model signature that the numbers belong to.
+        model: the dense ONNX, for the names of values that runtimes call kernels after.
+        samples: networks to fit on, at most; fewer where held-out errors are small.
+        holdout: networks kept out of the fit.
+        seed: of the sampled widths.
+        folder: where samples and the table are kept; nothing is kept without it.
+        repeats: inferences a network, each with and without the profiler; None: as many as 0.1 s hold.
+        isolated_seconds: time for the baseline of regions timed alone; 0 leaves it out.
+        progress: gets a fraction and a message.
+        clock: monotonic clock [ns].
+
+    Raises:
+        TableError: no region is measured by the runtime's profiler.
+    """
+    key, started = dict(plain(key)), time.perf_counter()  # type: ignore[call-overload]
+    if folder is not None and (folder / "table.json").exists():
+        found = _reusable(folder / "table.json", key, groups, regions)
+        if found is not None:
+            return found
+    todo = draws(groups, samples, holdout, seed)
+    log = _Log(folder, {"key": key, "groups": dict(groups), "seed": seed, "samples": samples, "holdout": holdout})
+    bench = _Bench(build, make_runner, Attribution.of(regions, model), dict(groups), repeats, clock)
+    table = None
+    try:
+        for i, draw in enumerate(todo):
+            if i >= len(log.samples):
+                log.append(bench.measure(draw), time.perf_counter() - started)
+                started = time.perf_counter()
+            if progress is not None:
+                progress((i + 1) / len(todo), f"sample {i + 1} of at most {len(todo)}")
+            seen = log.samples[: i + 1]
+            if i + 1 < len(todo) and _check_now(seen, holdout):
+                table = LatencyTable.fitted(key, groups, regions, seen, log.seconds)
+                if _good(table):
+                    break
+                table = None
+        table = table or LatencyTable.fitted(key, groups, regions, log.samples[: len(todo)], log.seconds)
+    finally:
+        bench.close()
+    if isolated_seconds > 0:
+        predicted = isolated.predict(build, regions, table.samples, make_runner, seconds=isolated_seconds, clock=clock)
+        table = table.with_isolated(predicted)
+    if folder is not None:
+        table.save(folder / "table.json")
+    return table
+
+
+def _check_now(samples: Sequence[Sample], holdout: int) -> bool:
+    """Whether the held-out errors are due for a look: all are measured, and the fit has grown by a step."""
+    fit = sum(not s.held_out for s in samples)
+    due = fit >= FIRST_CHECK and (fit - FIRST_CHECK) % CHECK_EVERY == 0
+    return due and 0 < holdout == len(samples) - fit
+
+
+def _good(table: LatencyTable) -> bool:
+    report = table.report()
+    return bool(report["holdout_median_error"] <= TARGET_MEDIAN and report["holdout_p90_error"] <= TARGET_P90)
+
+
+def _reusable(
+    path: Path, key: Mapping[str, Any], groups: Mapping[str, int], regions: Sequence[Region]
+) -> LatencyTable | None:
+    """The table in a file, if it was measured for this key, these groups and these regions."""
+    try:
+        found = LatencyTable.load(path)
+    except CpdError:
+        return None
+    same = found.key == key and found.groups == dict(groups) and found.regions == tuple(regions)
+    return found if same else None
+
+
+class _Log:
+    """Finished samples, kept in a file that is appended to; a torn last line is dropped.
+
+    A file whose header differs belongs to another key and is begun anew.
+    """
+
+    def __init__(self, folder: Path | None, header: Mapping[str, Any]) -> None:
+        self.path = None if folder is None else folder / "samples.jsonl"
+        self.samples: list[Sample] = []
+        self.seconds = 0.0
+        if self.path is None:
+            return
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        if not whole or json.loads(whole[0]) != header:
+            whole = [json.dumps(header) + "\n"]
+        if whole != lines:
+            write_text(self.path, "".join(whole))
+        for line in whole[1:]:
+            data = json.loads(line)
+            self.seconds += data.pop("seconds")
+            self.samples.append(Sample(**data))
+
+    def append(self, sample: Sample, seconds: float) -> None:
+        """Adds a finished sample, on disk before this returns."""
+        self.samples.append(sample)
+        self.seconds += seconds
+        if self.path is None:
+            return
+        line = json.dumps({**dict(plain(sample)), "seconds": seconds}) + "\n"  # type: ignore[call-overload]
+        with self.path.open("a") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+class _Bench:
+    """Measures one network after another, each beside the dense one, which stays open."""
+
+    def __init__(
+        self,
+        build: Callable[[Widths], bytes],
+        make_runner: MakeRunner,
+        attribution: Attribution,
+        groups: Mapping[str, int],
+        repeats: int | None,
+        clock: Callable[[], int],
+    ) -> None:
+        self._build, self._make_runner, self._attribution = build, make_runner, attribution
+        self._groups, self._repeats, self._clock = groups, repeats, clock
+        self._dense: Runner | None = None
+
+    def measure(self, draw: Draw) -> Sample:
+        """Latency of a network and of its regions, with the dense network's before and after.
+
+        Raises:
+            TableError: the profiler's kernels belong to no region.
+        """
+        if self._dense is None:
+            self._dense = self._make_runner(self._build(self._groups), False)
+            self._time_ms(self._dense, 2)
+        data = self._build(draw.widths)
+        runner = self._make_runner(data, False)
+        try:
+            self._time_ms(runner, 2)
+            repeats = self._repeats or self._affordable(float(self._time_ms(runner, 2).min()))
+            few = max(min(repeats // 4, 12), 3)
+            dense = [self._time_ms(self._dense, few)]
+            total = [self._time_ms(runner, -(-repeats // 2))]
+            times = self._profiled(data, repeats)
+            total.append(self._time_ms(runner, -(-repeats // 2)))
+            dense.append(self._time_ms(self._dense, few))
+        finally:
+            runner.close()
+        if not sum(times.ms.values()) > 0:
+            raise TableError(
+                f"none of the profiled kernels belongs to a region: {times.unattributed_ms:.4g} ms are unattributed",
+                hint="give the ONNX model that the regions were found in",
+            )
+        total_ms, dense_ms = (float(np.quantile(np.concatenate(part), LOW_QUANTILE)) for part in (total, dense))
+        return Sample(
+            widths=dict(draw.widths), ms=times.ms, kernels=times.kernels, rest_ms=times.unattributed_ms,
+            total_ms=total_ms, dense_ms=dense_ms, held_out=draw.held_out,
+        )  # fmt: skip
+
+    def _profiled(self, data: bytes, repeats: int) -> Times:
+        runner = self._make_runner(data, True)
+        try:
+            return self._attribution.times(runner.kernels(repeats), LOW_QUANTILE)
+        finally:
+            runner.close()
+
+    def close(self) -> None:
+        """Closes the dense network."""
+        if self._dense is not None:
+            self._dense.close()
+
+    def _time_ms(self, runner: Runner, repeats: int) -> npt.NDArray[np.float64]:
+        out = np.empty(repeats)
+        for i in range(repeats):
+            start = self._clock()
+            runner.run()
+            out[i] = (self._clock() - start) / 1e6
+        return out
+
+    def _affordable(self, once_ms: float) -> int:
+        return int(np.clip(SECONDS_PER_SAMPLE / 2 * 1e3 / max(once_ms, 1e-3), FEWEST, MOST))

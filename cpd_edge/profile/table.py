@@ -1,0 +1,321 @@
+"""The latency table: what was measured, the models fitted to it, and the latency of any widths.
+
+Format history: 1, the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cpd_edge.errors import TableError
+from cpd_edge.layout import Widths, axes, from_json, to_json
+from cpd_edge.profile.fit import Extra, Floats, Form, Ints, Model, Samples, fit, fit_total, profiler_cost
+from cpd_edge.store import read_json, write_json
+from cpd_edge.types import Region
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+AGAIN = "measure it: cpd-edge profile MODEL"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One network at sampled widths, as measured.
+
+    Attributes:
+        widths: by group.
+        ms: by region, with the profiler on [ms].
+        kernels: how many kernels each region ran as.
+        rest_ms: kernels that belong to no region [ms].
+        total_ms: whole inference without the profiler, a low quantile [ms].
+        dense_ms: the dense network's inference just before and after [ms].
+        held_out: kept out of the fit, to test it.
+    """
+
+    widths: Mapping[str, int]
+    ms: Mapping[str, float]
+    kernels: Mapping[str, int]
+    rest_ms: float
+    total_ms: float
+    dense_ms: float
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Measured latency of every region over widths, for one model on one device and runtime.
+
+    The latency of widths is `Σ region + fixed_ms`, where regions share out the time that was measured without the
+    profiler.
+
+    Attributes:
+        key: environment that the numbers belong to, and the model's `signature`.
+        groups: units by group.
+        regions: the regions, in execution order.
+        samples: all raw samples.
+        models: fitted model by region.
+        scale: of the regions' sum, against the whole.
+        fixed_ms: what no region accounts for [ms].
+        seconds: how long measuring took.
+        isolated_ms: the sum of regions timed alone, by index of the held-out sample [ms].
+    """
+
+    key: Mapping[str, Any]
+    groups: Mapping[str, int]
+    regions: tuple[Region, ...]
+    samples: tuple[Sample, ...]
+    models: Mapping[str, Model]
+    scale: float
+    fixed_ms: float
+    seconds: float = 0.0
+    isolated_ms: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def fitted(
+        cls,
+        key: Mapping[str, Any],
+        groups: Mapping[str, int],
+        regions: Sequence[Region],
+        samples: Sequence[Sample],
+        seconds: float = 0.0,
+    ) -> LatencyTable:
+        """Fits models to the samples that are not held out, each freed of the machine's drift.
+
+        Raises:
+            TableError: fewer than four samples to fit.
+        """
+        used = [(s, factor) for s, factor in zip(samples, drift(samples), strict=True) if not s.held_out]
+        if len(used) < 4:
+            raise TableError(f"{len(used)} samples: a table needs at least 4", hint=AGAIN)
+        widths = {g: np.asarray([s.widths[g] for s, _ in used], np.int64) for g in groups}
+        total = np.asarray([s.total_ms * factor for s, factor in used], np.float64)
+        ms = _shared_out([s for s, _ in used], total)
+        models = fit(regions, Samples(widths, ms))
+        predicted = np.sum([models[r.name].ms(r, widths) * np.ones(len(used)) for r in regions], axis=0)
+        scale, fixed_ms = fit_total(predicted, total)
+        return cls(dict(key), dict(groups), tuple(regions), tuple(samples), models, scale, fixed_ms, seconds)
+
+    @cached_property
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """Smallest sampled width and dense width by group."""
+        return {g: (min(s.widths[g] for s in self.samples), units) for g, units in self.groups.items()}
+
+    def predict(self, widths: Widths) -> float:
+        """Latency at widths; absent groups are dense [ms].
+
+        Raises:
+            TableError: a group that the table does not know, or a width that was not sampled around.
+        """
+        columns = {g: np.asarray([w]) for g, w in widths.items()}
+        self._check(columns)
+        here = (self.points(r.name, {g: c for g, c in columns.items() if g in self._axes(r)}) for r in self.regions)
+        return float(sum(float(ms.reshape(-1)[0]) for ms in here) + self.fixed_ms)
+
+    def region_ms(self, name: str, widths: Widths) -> float:
+        """Latency of one region at widths [ms].
+
+        Raises:
+            TableError: a region or group that the table does not know, or a width that was not sampled around.
+        """
+        return float(self.points(name, {g: np.asarray([w]) for g, w in widths.items()}).reshape(-1)[0])
+
+    def cost(self, name: str, groups: Mapping[str, Ints]) -> Floats:
+        """Latency of a region over a grid: one dim a group, in the order given [ms].
+
+        Raises:
+            TableError: as `region_ms`.
+        """
+        shape = tuple(len(v) for v in groups.values())
+        grid = dict(zip(groups, np.ix_(*groups.values()), strict=True))
+        return np.array(np.broadcast_to(self.points(name, grid), shape), np.float64)
+
+    def points(self, name: str, widths: Mapping[str, Ints]) -> Floats:
+        """Latency of a region at arrays of widths that broadcast against each other [ms].
+
+        Raises:
+            TableError: as `region_ms`.
+        """
+        self._check(widths)
+        region = self._by_name.get(name)
+        if region is None:
+            raise TableError(f"region {name!r} is not in this table of {len(self.regions)} regions", hint=AGAIN)
+        return self.scale * self.models[name].ms(region, widths)
+
+    def report(self) -> dict[str, Any]:
+        """What a run's record says of the table: counts, held-out errors, and the scatter behind them."""
+        scatter: list[dict[str, float | None]] = []
+        errors: list[float] = []
+        alone: list[float] = []
+        for i, (sample, factor) in enumerate(zip(self.samples, drift(self.samples), strict=True)):
+            if not sample.held_out:
+                continue
+            measured, predicted = float(sample.total_ms * factor), self.predict(sample.widths)
+            single = self.isolated_ms.get(i)
+            errors.append(abs(predicted / measured - 1))
+            if single is not None:
+                alone.append(abs(single / measured - 1))
+            scatter.append({"predicted_ms": predicted, "measured_ms": measured, "isolated_ms": single})
+        return {
+            "samples": len(self.samples),
+            "regions": len(self.regions),
+            "seconds": self.seconds,
+            "holdout_median_error": float(np.median(errors)) if errors else None,
+            "holdout_p90_error": float(np.quantile(errors, 0.9)) if errors else None,
+            "isolated_median_error": float(np.median(alone)) if alone else None,
+            "scatter": scatter,
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Raw samples as rows: sample, held_out, region, op, fqn, ms, predicted_ms, total_ms and every width."""
+        import pandas as pd
+
+        rows = [
+            {
+                "sample": i, "held_out": s.held_out, "region": r.name, "op": r.op, "fqn": r.fqn, "ms": s.ms[r.name],
+                "predicted_ms": self.region_ms(r.name, s.widths), "total_ms": s.total_ms,
+                **{f"width.{g}": w for g, w in s.widths.items()},
+            }
+            for i, s in enumerate(self.samples)
+            for r in self.regions
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def save(self, path: Path) -> None:
+        """Writes the table, samples and fit, as JSON."""
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "key": self.key,
+                "groups": self.groups,
+                "regions": [_region_json(r) for r in self.regions],
+                "samples": self.samples,
+                "models": self.models,
+                "scale": self.scale,
+                "fixed_ms": self.fixed_ms,
+                "seconds": self.seconds,
+                "isolated_ms": self.isolated_ms,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> LatencyTable:
+        """Inverse of `save`.
+
+        Raises:
+            StoreError: the file is missing or no JSON.
+            TableError: another format.
+        """
+        data = read_json(path)
+        if data.get("format") != FORMAT:
+            raise TableError(
+                f"{path}: table format {data.get('format')}, this version reads {FORMAT}",
+                hint="pip install -U cpd-edge, or delete the table to have it measured again",
+            )
+        return cls(
+            key=data["key"],
+            groups=data["groups"],
+            regions=tuple(_region_from(r) for r in data["regions"]),
+            samples=tuple(Sample(**s) for s in data["samples"]),
+            models={name: _model_from(m) for name, m in data["models"].items()},
+            scale=data["scale"],
+            fixed_ms=data["fixed_ms"],
+            seconds=data["seconds"],
+            isolated_ms={int(i): ms for i, ms in data["isolated_ms"].items()},
+        )
+
+    def with_isolated(self, isolated_ms: Mapping[int, float]) -> LatencyTable:
+        """The same table with what isolated timing predicts for held-out samples."""
+        return replace(self, isolated_ms=dict(isolated_ms))
+
+    @cached_property
+    def _by_name(self) -> dict[str, Region]:
+        return {r.name: r for r in self.regions}
+
+    def _axes(self, region: Region) -> frozenset[str]:
+        return frozenset(axes(region.reads, region.writes, *region.weight))
+
+    def _check(self, widths: Mapping[str, Ints]) -> None:
+        for group, values in widths.items():
+            if group not in self.groups:
+                raise TableError(f"group {group!r} is not in this table of {len(self.groups)} groups", hint=AGAIN)
+            low, high = self.ranges[group]
+            outside = values[(values < low) | (values > high)]
+            if len(outside):
+                raise TableError(
+                    f"group {group}: width {int(outside.flat[0])} is outside the sampled {low} to {high}",
+                    hint=f"measure it with samples of {group} down to {int(outside.min())}: cpd-edge profile MODEL",
+                )
+
+
+def _shared_out(samples: Sequence[Sample], total: Floats) -> dict[str, Floats]:
+    """Latency of each region `[samples]`: the profiler says how the whole divides, the whole is measured without it.
+
+    What the profiler adds to each kernel is taken off first.
+    """
+    names = tuple(samples[0].ms)
+    ms = np.asarray([[s.ms[n] for n in names] for s in samples], np.float64)
+    count = np.asarray([[s.kernels[n] for n in names] for s in samples], np.float64)
+    rest = np.asarray([s.rest_ms for s in samples], np.float64)
+    cost = profiler_cost(ms.sum(axis=1) + rest, count.sum(axis=1), total)
+    own = np.maximum(ms - cost * count, 0.1 * ms)
+    fixed = max(float(np.min(total - own.sum(axis=1) - rest)), 0.0)
+    own *= ((total - fixed) / (own.sum(axis=1) + rest))[:, None]
+    return {n: own[:, i] for i, n in enumerate(names)}
+
+
+def drift(samples: Sequence[Sample], window: int = 5) -> Floats:
+    """Factor for each sample that takes the machine's drift out: dense latency overall over dense latency then.
+
+    The latter is a running median over `window` samples, so that noise of the reference is not taken for drift.
+    """
+    dense = np.asarray([s.dense_ms for s in samples], np.float64)
+    half = window // 2
+    near = np.asarray([np.median(dense[max(i - half, 0) : i + half + 1]) for i in range(len(dense))])
+    return np.asarray(np.median(dense) / near, np.float64)
+
+
+def table_folder(root: Path, key: Mapping[str, Any]) -> Path:
+    """`root/<device>/<runtime>-<version>-<precision>-t<threads>/<signature>`.
+
+    Raises:
+        TableError: the key lacks one of device, runtime, runtime_version, precision, threads, signature.
+    """
+    wanted = ("device", "runtime", "runtime_version", "precision", "threads", "signature")
+    missing = [name for name in wanted if name not in key]
+    if missing:
+        raise TableError(f"the key of a table lacks {', '.join(missing)}: it has {', '.join(key)}")
+    slug = {name: re.sub(r"[^a-z0-9.]+", "-", str(key[name]).lower()).strip("-.") or "unknown" for name in wanted}
+    runtime = "{runtime}-{runtime_version}-{precision}-t{threads}".format(**slug)
+    return root / slug["device"] / runtime / slug["signature"]
+
+
+def _region_json(region: Region) -> dict[str, Any]:
+    layouts = {"reads": to_json(region.reads), "writes": to_json(region.writes)}
+    return {
+        "name": region.name, "op": region.op, "nodes": list(region.nodes), **layouts,
+        "weight": [to_json(x) for x in region.weight], "dense_macs": region.dense_macs, "fqn": region.fqn,
+    }  # fmt: skip
+
+
+def _region_from(data: Mapping[str, Any]) -> Region:
+    return Region(
+        name=data["name"], op=data["op"], nodes=tuple(data["nodes"]), reads=from_json(data["reads"]),
+        writes=from_json(data["writes"]), weight=tuple(from_json(x) for x in data["weight"]),
+        dense_macs=data["dense_macs"], fqn=data["fqn"],
+    )  # fmt: skip
+
+
+def _model_from(data: Mapping[str, Any]) -> Model:
+    form = data["form"]
+    extras = tuple(Extra(**e) for e in form["extras"])
+    return Model(Form(form["reads"], form["writes"], form["soft"], extras), tuple(data["coefficients"]))

@@ -1,0 +1,180 @@
+"""The top of the page: what was asked, the verdict in one sentence, and the numbers it rests on."""
+
+from __future__ import annotations
+
+import math
+
+from cpd_edge.report import figures
+from cpd_edge.report import format as write
+from cpd_edge.report.record import Record
+from cpd_edge.report.view import Figure, Headline, Tile, Value
+from cpd_edge.types import Interval
+
+TONES = {"PASS": "pass", "FAIL": "fail", "INCONCLUSIVE": "open"}
+MACS_MISSING = f"MACs ratio {write.MISSING}"
+
+
+def budget_ms(record: Record) -> float | None:
+    """The limit in ms: the resolved one, else the one that was asked for."""
+    resolved = record.number("budget_ms")
+    return record.number("request", "budget_ms") if resolved is None else resolved
+
+
+def quantile(record: Record) -> float | None:
+    """The quantile that the budget is about."""
+    resolved = record.number("quantile")
+    return record.number("request", "quantile") if resolved is None else resolved
+
+
+def over(record: Record, name: str) -> float | None:
+    """Dense over pruned: from the counts where both are there, else `NAME_ratio` as recorded."""
+    dense, pruned = record.number(name, "dense"), record.number(name, "pruned")
+    return dense / pruned if dense and pruned else record.number(f"{name}_ratio")
+
+
+def arrow(dense: str, pruned: str) -> str:
+    """`dense → pruned`."""
+    return f"{dense} → {pruned}"
+
+
+def share_metric(record: Record) -> bool:
+    """Whether this record's metric reads in per cent."""
+    values = (record.number("metric_dense"), record.number("metric_pruned"))
+    return write.is_share(record.text("metric"), *values)
+
+
+def margin(interval: Interval, limit_ms: float) -> str:
+    """How far the bound that decides lies from the budget, in words."""
+    if interval.low > limit_ms:
+        return f"over by {write.percent((interval.low - limit_ms) / limit_ms)}"
+    if interval.high <= limit_ms:
+        return f"margin {write.percent((limit_ms - interval.high) / limit_ms)}"
+    if math.isinf(interval.high):
+        return f"upper bound not supported by n = {interval.n}"
+    return "the interval holds the budget"
+
+
+def sentence(record: Record) -> str:
+    """`p50 12.3 ms [12.1, 12.5] against a budget of 12.8 ms, margin 2.1 %`."""
+    latency, limit = record.interval("latency_ms"), budget_ms(record)
+    name = write.quantile(quantile(record))
+    if latency is None:
+        asked = "" if limit is None else f", budget {write.exact(limit)} ms"
+        return f"{name} {write.MISSING}{asked}"
+    if limit is None:
+        return f"{name} {write.interval_ms(latency)}, no budget"
+    return f"{name} {write.interval_ms(latency)} against a budget of {write.exact(limit)} ms, {margin(latency, limit)}"
+
+
+def headline(record: Record) -> Headline:
+    """The verdict as recorded; a run without one is shown as unfinished."""
+    verdict = record.text("verdict").upper()
+    latency, limit = record.interval("latency_ms"), budget_ms(record)
+    said = sentence(record)
+    drawn = None
+    if latency is not None and limit is not None:
+        title = "The interval against the budget"
+        drawn = Figure(figures.bullet("fig-bullet", title, said, latency, limit), title, said)
+    return Headline(
+        verdict=verdict or "UNFINISHED",
+        tone=TONES.get(verdict, "none"),
+        sentence=said,
+        reason=record.text("reason") or ("" if verdict else "The run has not reached a verdict."),
+        figure=drawn,
+    )
+
+
+def speedup(record: Record) -> Tile:
+    """The paired speed-up and the ratio of MACs, which are only ever shown together."""
+    measured, macs = record.interval("speedup"), over(record, "macs")
+    counts = arrow(write.count(record.number("macs", "dense")), write.count(record.number("macs", "pruned")))
+    work = Value("MACs ratio", write.ratio(macs), counts if record.at("macs") else "")
+    if measured is None:
+        return Tile((Value("Speed-up, paired", write.MISSING), work))
+    said = f"{write.bounds(measured)}, n = {write.count(measured.n)}"
+    places = write.spread(measured)
+    return Tile((Value("Speed-up, paired", f"{write.fixed(measured.estimate, places)}{write.TIMES}", said), work))
+
+
+def requested(record: Record) -> str:
+    """The limit as it was asked for; a speed-up is named beside the ratio of MACs it came with."""
+    asked = record.number("request", "speedup")
+    if asked is None:
+        limit = budget_ms(record)
+        return "" if limit is None else f"{write.exact(limit)} ms"
+    macs = over(record, "macs")
+    reached = MACS_MISSING if macs is None else f"MACs ratio {write.ratio(macs)}"
+    return f"speed-up {write.exact(asked)}{write.TIMES} ({reached})"
+
+
+def tiles(record: Record) -> tuple[Tile, ...]:
+    """Latency, speed-up beside MACs, parameters, metric, file size."""
+    dense, pruned = record.interval("dense_latency_ms"), record.interval("latency_ms")
+    share = share_metric(record)
+    change = record.interval("metric_intervals", "delta")
+    told = write.score_change(change.estimate if change else _difference(record), share)
+    return (
+        _pair(
+            " ".join(dict.fromkeys(("Latency", write.quantile(quantile(record))))),
+            write.ms(dense.estimate) if dense else None,
+            write.ms(pruned.estimate) if pruned else None,
+            arrow(*(write.bounds(i) if i else "" for i in (dense, pruned))),
+        ),
+        speedup(record),
+        _pair(
+            f"Metric {record.text('metric')}".strip(),
+            _score(record.number("metric_dense"), share),
+            _score(record.number("metric_pruned"), share),
+            f"{told} {write.score_bounds(change, share)}".strip(),
+        ),
+        _pair(
+            "Parameters",
+            _count(record.number("params", "dense")),
+            _count(record.number("params", "pruned")),
+            f"ratio {write.ratio(over(record, 'params'))}",
+        ),
+        _pair(
+            "File size",
+            _size(record.number("size_bytes", "dense")),
+            _size(record.number("size_bytes", "pruned")),
+            f"ratio {write.ratio(over(record, 'size_bytes'))}",
+        ),
+    )
+
+
+def _difference(record: Record) -> float | None:
+    dense, pruned = record.number("metric_dense"), record.number("metric_pruned")
+    return None if dense is None or pruned is None else pruned - dense
+
+
+def _pair(label: str, dense: str | None, pruned: str | None, detail: str) -> Tile:
+    if dense is None and pruned is None:
+        return Tile((Value(label, write.MISSING, ""),))
+    return Tile((Value(label, arrow(dense or "?", pruned or "?"), detail),))
+
+
+def _score(value: float | None, share: bool) -> str | None:
+    return None if value is None else write.score(value, share)
+
+
+def _count(value: float | None) -> str | None:
+    return None if value is None else write.count(value)
+
+
+def _size(value: float | None) -> str | None:
+    return None if value is None else write.size(value)
+
+
+def meta(record: Record) -> tuple[tuple[str, str], ...]:
+    """The line under the title: what, where, when."""
+    env, request = record.at("environment"), record.at("request")
+    pairs = (
+        ("Device", env.text("device") or request.text("device")),
+        ("Runtime", env.text("runtime") or request.text("runtime")),
+        ("Data", request.text("data")),
+        ("Budget", requested(record)),
+        ("Run", record.text("run")),
+        ("Created", record.text("created").replace("T", " ")),
+        ("cpd_edge", record.text("version")),
+    )
+    return tuple((name, value) for name, value in pairs if value)

@@ -1,0 +1,1 @@
+"""Importance per unit: what the loss is expected to rise by when a unit goes."""

@@ -1,0 +1,54 @@
+"""Laws of environments: what is comparable, and what pinning leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from cpd_edge.errors import EnvironmentMismatch
+from cpd_edge.measure import capture, key, pin, require_comparable
+
+
+def captured(**other: Any) -> dict[str, Any]:
+    return {**capture("onnxruntime", "1.20", 1, 1, (1, 3, 32, 32), protocol="back-to-back"), **other}
+
+
+def test_load_and_time_do_not_make_numbers_incomparable() -> None:
+    """They change while a process lives."""
+    assert require_comparable(captured(load_1m=0.0, captured_at="then"), captured(load_1m=9.0)) is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("threads", 2), ("precision", "int8"), ("shape", "8x3x32x32")])
+def test_a_mismatch_names_the_keys_that_differ_and_no_other(name: str, value: object) -> None:
+    """With both values."""
+    with pytest.raises(EnvironmentMismatch) as caught:
+        require_comparable(captured(), captured(**{name: value}))
+    assert f"{name} ({captured()[name]} against {value})" in caught.value.what
+    assert caught.value.what.count(" against ") == 1
+
+
+def test_what_one_side_does_not_say_is_a_mismatch() -> None:
+    """A number without its environment is not comparable."""
+    with pytest.raises(EnvironmentMismatch, match="unknown"):
+        require_comparable(captured(), {})
+
+
+def test_an_environment_is_flat_and_survives_a_file() -> None:
+    """JSON scalars only."""
+    environment = captured()
+    assert json.loads(json.dumps(environment)) == environment
+    assert key(environment).items() <= environment.items()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")
+def test_pinning_is_undone_even_after_an_error() -> None:
+    """Inside, one CPU; outside, what it was."""
+    before = os.sched_getaffinity(0)
+    one = {min(before)}
+    with pytest.raises(KeyError), pin(one):
+        assert os.sched_getaffinity(0) == one
+        raise KeyError
+    assert os.sched_getaffinity(0) == before

@@ -1,0 +1,211 @@
+"""Laws of regions: every node has one home, layouts follow the channels, and kernels find their region."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cpd_edge.errors import ModelError
+from cpd_edge.layout import Layout, Leaf, Prod, Sum
+from cpd_edge.profile.isolated import single_operations
+from cpd_edge.profile.regions import Attribution, attribute, find_regions, signature
+
+A, B, C = Leaf("a", 8), Leaf("b", 16), Leaf("c", 16)
+ONE = Prod(())
+RGB = Leaf("rgb", 3)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    op: str
+    order: int
+    ms: npt.NDArray[np.float64]
+
+
+def kernels(*named: tuple[str, str, float]) -> list[Kernel]:
+    return [Kernel(name, op, i, np.full(4, ms)) for i, (name, op, ms) in enumerate(named)]
+
+
+def weight(name: str, *dims: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.full(dims, 0.1, np.float32), name)
+
+
+def network() -> onnx.ModelProto:
+    """stem → conv+bn+relu, a residual add, a concat, a depthwise conv, pool and head."""
+    node = helper.make_node
+    three = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [
+        node("Conv", ["input", "stem.weight"], ["conv2d"], "node_conv2d", **three),
+        node("BatchNormalization", ["conv2d", "g", "g", "g", "g"], ["getitem"], "node_bn"),
+        node("Relu", ["getitem"], ["relu"], "node_relu"),
+        node("Conv", ["relu", "up.weight"], ["conv2d_1"], "node_conv2d_1", **three),
+        node("Relu", ["conv2d_1"], ["relu_1"], "node_relu_1"),
+        node("Conv", ["relu_1", "mix.weight"], ["conv2d_2"], "node_conv2d_2", **three),
+        node("Add", ["conv2d_2", "relu_1"], ["add_4"], "node_add_4"),
+        node("Concat", ["add_4", "relu"], ["cat"], "node_cat", axis=1),
+        node("Conv", ["cat", "join.weight"], ["conv2d_3"], "node_conv2d_3", **three),
+        node("Conv", ["conv2d_3", "depth.weight"], ["conv2d_4"], "node_conv2d_4", group=16, **three),
+        node("GlobalAveragePool", ["conv2d_4"], ["mean"], "node_mean"),
+        node("Flatten", ["mean"], ["view"], "node_view"),
+        node("Gemm", ["view", "head.weight"], ["logits"], "node_linear", transB=1),
+    ]
+    weights = [
+        weight("stem.weight", 8, 3, 3, 3), weight("g", 8), weight("up.weight", 16, 8, 3, 3),
+        weight("mix.weight", 16, 16, 3, 3), weight("join.weight", 16, 24, 3, 3), weight("depth.weight", 16, 1, 3, 3),
+        weight("head.weight", 10, 16),
+    ]  # fmt: skip
+    feed = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 12, 12])
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])
+    graph = helper.make_graph(nodes, "net", [feed], [out], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def layouts(*, activations: bool) -> dict[str, tuple[Layout, ...]]:
+    k = Leaf("kernel", 3)
+    found: dict[str, tuple[Layout, ...]] = {
+        "stem.weight": (A, RGB, k, k), "up.weight": (B, A, k, k), "mix.weight": (B, B, k, k),
+        "join.weight": (C, Sum((B, A)), k, k), "depth.weight": (C, ONE, k, k), "head.weight": (Leaf("out", 10), C),
+    }  # fmt: skip
+    if activations:
+        n, h = Leaf("batch", 1), Leaf("h", 12)
+        found |= {"relu": (n, A, h, h), "relu_1": (n, B, h, h), "cat": (n, Sum((B, A)), h, h), "mean": (n, C, ONE, ONE)}
+    return found
+
+
+def test_every_node_has_one_home() -> None:
+    """Regions partition the nodes; each is headed by an operation with its elementwise chain behind it."""
+    model = network()
+    regions = find_regions(model, layouts(activations=False))
+    assert sorted(n for r in regions for n in r.nodes) == sorted(n.name for n in model.graph.node)
+    assert {r.name: r.nodes[1:] for r in regions} == {
+        "node_conv2d": ("node_bn", "node_relu"),
+        "node_conv2d_1": ("node_relu_1",),
+        "node_conv2d_2": ("node_add_4",),
+        "node_cat": (),
+        "node_conv2d_3": (),
+        "node_conv2d_4": (),
+        "node_mean": ("node_view",),
+        "node_linear": (),
+    }
+
+
+@pytest.mark.parametrize("activations", [True, False])
+def test_layouts_follow_the_channels(activations: bool) -> None:
+    """What a region reads and writes is the same whether activations are named or only parameters are."""
+    regions = {r.name: r for r in find_regions(network(), layouts(activations=activations))}
+    assert {n: (r.reads, r.writes) for n, r in regions.items()} == {
+        "node_conv2d": (RGB, A),
+        "node_conv2d_1": (A, B),
+        "node_conv2d_2": (B, B),
+        "node_cat": (Sum((B, A)), Sum((B, A))),
+        "node_conv2d_3": (Sum((B, A)), C),
+        "node_conv2d_4": (C, C),
+        "node_mean": (C, C),
+        "node_linear": (C, Leaf("out", 10)),
+    }
+    assert regions["node_conv2d_3"].weight[:2] == (C, Sum((B, A)))
+    assert regions["node_conv2d_3"].fqn == "join.weight"
+
+
+def test_multiply_accumulates_are_counted_at_batch_one() -> None:
+    """Weights times places for a convolution, weights for a linear layer, nothing for the rest."""
+    macs = {r.name: r.dense_macs for r in find_regions(network(), layouts(activations=True))}
+    assert macs["node_conv2d"] == 8 * 3 * 9 * 144
+    assert macs["node_conv2d_4"] == 16 * 9 * 144
+    assert macs["node_linear"] == 160
+    assert macs["node_cat"] == macs["node_mean"] == 0
+
+
+def test_a_linear_layer_of_tokens_reads_its_last_dim() -> None:
+    """A folded, transposed weight has no torch name: the activations' layouts say what is read and written."""
+    nodes = [
+        helper.make_node("LayerNormalization", ["input", "norm"], ["layer_norm"], "node_layer_norm"),
+        helper.make_node("MatMul", ["layer_norm", "val_3"], ["linear"], "node_linear"),
+        helper.make_node("Gelu", ["linear"], ["logits"], "node_gelu"),
+    ]
+    io = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 5, w]) for n, w in (("input", 8), ("logits", 16))]
+    graph = helper.make_graph(nodes, "net", io[:1], io[1:], [weight("norm", 8), weight("val_3", 8, 16), weight("bias", 16)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    n, t = Leaf("batch", 1), Leaf("tokens", 5)
+    dims: dict[str, tuple[Layout, ...]] = {"norm": (A,), "bias": (B,), "layer_norm": (n, t, A), "linear": (n, t, B)}
+    norm, linear = find_regions(model, dims)
+    assert (norm.name, linear.nodes) == ("node_layer_norm", ("node_linear", "node_gelu"))
+    assert (linear.reads, linear.writes, linear.weight) == (A, B, (A, B))
+    assert linear.dense_macs == 5 * 8 * 16
+
+
+def test_fused_and_renamed_kernels_find_their_region() -> None:
+    """Names of nodes, of values, with prefixes, suffixes and tokens lead home; layout changes go to a neighbour."""
+    model = network()
+    regions = find_regions(model, layouts(activations=True))
+    ms, rest = attribute(
+        kernels(
+            ("relu_nchwc", "Conv", 1.0),  # conv, batch norm and relu, after the value
+            ("ReorderOutput_token_9", "ReorderOutput", 0.25),  # back: belongs to the stem
+            ("node_conv2d_1", "FusedConv", 2.0),
+            ("ReorderInput", "ReorderInput", 0.5),  # to: belongs to what follows
+            ("conv2d_2_nchwc", "Conv", 4.0),
+            ("node_add_4_token_12", "Add", 0.125),
+            ("node_cat", "Concat", 8.0),
+            ("fused node_conv2d_3", "FusedConv", 16.0),
+            ("conv2d_4_nchwc_token_3", "Conv", 32.0),
+            ("mean_nchwc", "GlobalAveragePool", 64.0),
+            ("node_linear/MatMulAddFusion/", "Gemm", 128.0),
+            ("conv2d_77", "Conv", 256.0),
+            ("Memcpy", "Memcpy", 512.0),
+        ),
+        regions,
+        model,
+    )
+    assert ms == {
+        "node_conv2d": 1.25, "node_conv2d_1": 2.0, "node_conv2d_2": 4.625, "node_cat": 8.0, "node_conv2d_3": 16.0,
+        "node_conv2d_4": 32.0, "node_mean": 64.0, "node_linear": 128.0,
+    }  # fmt: skip
+    assert rest == 768.0
+
+
+def test_nothing_is_lost_in_attribution() -> None:
+    """Regions and the rest add up to the kernels, unfused ones too, in any order of the list."""
+    model = network()
+    regions = find_regions(model, layouts(activations=True))
+    every = kernels(*((n.name, n.op_type, 0.5 + i) for i, n in enumerate(model.graph.node)), ("other", "X", 3.0))
+    found = Attribution.of(regions, model).times(every[::-1])
+    assert sum(found.ms.values()) + found.unattributed_ms == pytest.approx(sum(k.ms[0] for k in every))
+    assert found.unattributed_ms == 3.0
+    assert sum(found.kernels.values()) == len(every) - 1
+
+
+def test_signature_changes_with_what_it_names() -> None:
+    """Other layouts or other units give another signature; the same give the same."""
+    regions = find_regions(network(), layouts(activations=True))
+    groups = {"a": 8, "b": 16, "c": 16}
+    assert signature(regions, groups) == signature(find_regions(network(), layouts(activations=True)), groups)
+    assert signature(regions, groups) != signature(regions, {**groups, "a": 7})
+    assert signature(regions, groups) != signature(regions[1:], groups)
+
+
+def test_single_operations_are_valid_models_of_their_own() -> None:
+    """Each region's head becomes a model with one input, and equal operations become equal bytes."""
+    model = network()
+    heads = {r.name for r in find_regions(model, layouts(activations=True))}
+    alone = single_operations(model, heads)
+    assert set(alone) == heads
+    for data in alone.values():
+        single = onnx.load_from_string(data)
+        onnx.checker.check_model(single, full_check=True)
+        assert (len(single.graph.node), len(single.graph.input)) == (1, 1)
+    twice = network()
+    twice.graph.node[5].name = "again"
+    assert single_operations(twice, {"again"})["again"] == alone["node_conv2d_2"]
+
+
+def test_an_empty_model_is_refused() -> None:
+    """A model without nodes has no regions to name."""
+    with pytest.raises(ModelError, match="no nodes"):
+        find_regions(onnx.ModelProto(), {})

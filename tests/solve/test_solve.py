@@ -1,0 +1,254 @@
+"""Laws of the choice: it equals enumeration, its certificate holds, and no baseline beats it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from cpd_edge.errors import BudgetError, InfeasibleError, TableError
+from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, size
+from cpd_edge.solve.baselines import BASELINES
+from cpd_edge.solve.milp import floor, solve
+from cpd_edge.solve.problem import (
+    Concat,
+    Problem,
+    RegionCost,
+    candidate_widths,
+    losses,
+    plan_from,
+    problem_from,
+)
+from cpd_edge.types import Importance, Region
+
+FAMILIES = ("equal", "launch", "staircase", "noisy")
+
+
+def drawn(family: str, seed: int, *, groups: int = 4, concat: bool = True) -> Problem:
+    """A chain of groups with a skip region, and a region that reads two groups and writes a third."""
+    rng = np.random.default_rng(seed)
+    names = [f"g{i}" for i in range(groups)]
+    units = {g: int(rng.integers(6, 65)) for g in names}
+    candidates = {g: candidate_widths(1, n, int(rng.integers(3, 6))) for g, n in units.items()}
+    loss = {g: losses(rng.lognormal(0, 1, n), candidates[g]) for g, n in units.items()}
+    pairs = [(names[i], names[i + 1]) for i in range(groups - 1)] + [(names[0], names[-1])]
+
+    def cost(name: str, *over: str) -> RegionCost:
+        axes_ = np.ix_(*(candidates[g].astype(float) for g in over))
+        if family == "staircase":
+            axes_ = tuple(16 * np.ceil(a / 16) for a in axes_)
+        read = sum(axes_[:-1], np.zeros(1)) if len(over) > 1 else 1.0
+        ms = 0.001 * read * axes_[-1] * (1.0 if family == "equal" else rng.uniform(0.3, 3))
+        if family != "equal":
+            ms = ms + rng.uniform(0.1, 1)
+        if family == "noisy":
+            ms = ms * rng.uniform(0.8, 1.2, ms.shape)
+        return RegionCost(name, over, np.broadcast_to(ms, [len(candidates[g]) for g in over]).copy())
+
+    costs = [cost(f"r{i}", a, b) for i, (a, b) in enumerate(pairs)] + [cost("stem", names[0])]
+    if concat:
+        costs.append(cost("cat", names[0], names[1], names[2]))
+    problem = Problem(candidates, loss, tuple(costs), 0.3, 1.0)
+    dense, least = problem.latency_ms(problem.dense), min(problem.latency_ms(c) for c in choices(problem))
+    return replace(problem, limit_ms=least + float(rng.uniform(0.05, 0.8)) * (dense - least))
+
+
+def choices(problem: Problem) -> list[dict[str, int]]:
+    ranges = (range(len(c)) for c in problem.candidates.values())
+    return [dict(zip(problem.groups, picks, strict=True)) for picks in product(*ranges)]
+
+
+def enumerated(problem: Problem) -> float:
+    """Least loss of any choice inside the limit."""
+    return min(problem.removed(c) for c in choices(problem) if problem.latency_ms(c) <= problem.limit_ms)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_solver_equals_enumeration(family: str) -> None:
+    """The exact choice removes as little as the best of all choices, with a concat over three groups."""
+    for seed in range(30):
+        problem = drawn(family, seed)
+        found = solve(problem, gap=1e-9)
+        assert found.objective == pytest.approx(enumerated(problem), rel=1e-6, abs=1e-9), seed
+        assert found.latency_ms <= problem.limit_ms
+        assert found.latency_ms == problem.latency_ms(found.choice)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_certificate_encloses_the_optimum(family: str) -> None:
+    """bound <= optimum <= objective, and the gap is their relative distance."""
+    for seed in range(100, 106):
+        problem = drawn(family, seed)
+        found = solve(problem, gap=0.2)
+        assert found.bound <= enumerated(problem) * (1 + 1e-6) + 1e-9
+        assert found.gap == pytest.approx((found.objective - found.bound) / found.objective if found.objective else 0)
+        assert found.gap <= 0.2 + 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_baseline_beats_the_solver(family: str) -> None:
+    """Every baseline stays inside the limit, and removes at least as much importance."""
+    for seed in range(200, 205):
+        problem = drawn(family, seed, groups=6)
+        best = solve(problem, gap=1e-9).objective
+        for name, baseline in BASELINES.items():
+            other = baseline(problem)
+            assert other.strategy == name
+            assert other.latency_ms <= problem.limit_ms
+            assert other.objective >= best - 1e-9
+
+
+@pytest.mark.parametrize("name", ["milp", *BASELINES])
+def test_an_impossible_limit_names_the_exact_floor(name: str) -> None:
+    """The error carries the lowest latency of any choice, and regions that hold it up, worst first."""
+    problem = drawn("launch", 7)
+    least = min(problem.latency_ms(c) for c in choices(problem))
+    with pytest.raises(InfeasibleError, match="fastest") as caught:
+        (solve if name == "milp" else BASELINES[name])(replace(problem, limit_ms=least * 0.999))
+    assert caught.value.floor_ms == pytest.approx(least, rel=1e-9)
+    held = problem.region_ms(floor(problem).choice)
+    assert [held[n] for n in caught.value.binding] == sorted(held.values(), reverse=True)[: len(caught.value.binding)]
+
+
+def test_a_limit_at_the_floor_is_met() -> None:
+    """The fastest plan's own latency is a feasible limit."""
+    problem = drawn("noisy", 8)
+    least = floor(problem).latency_ms
+    assert solve(replace(problem, limit_ms=least)).latency_ms == pytest.approx(least)
+
+
+def test_a_limit_above_dense_removes_nothing() -> None:
+    """Where the dense network fits, the plan is the dense network."""
+    problem = drawn("equal", 9)
+    found = solve(replace(problem, limit_ms=problem.latency_ms(problem.dense) + 1))
+    assert (dict(found.choice), found.objective, found.gap) == (problem.dense, 0.0, 0.0)
+
+
+def test_among_equal_losses_the_faster_is_taken() -> None:
+    """Units without importance go, even where the limit leaves room for them."""
+    problem = drawn("launch", 10)
+    idle = {**problem.loss, "g1": np.zeros_like(problem.loss["g1"])}
+    found = solve(replace(problem, loss=idle, limit_ms=problem.latency_ms(problem.dense) + 1))
+    faster = {g: i for g, i in problem.dense.items() if g != "g1"}
+    assert found.latency_ms == min(problem.latency_ms({**faster, "g1": i}) for i in range(len(idle["g1"])))
+
+
+def test_exact_bins_of_a_sum_cost_what_the_grid_costs() -> None:
+    """A concat over four groups, described by its extent, gives the optimum of enumeration."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        names = ("a", "b", "c", "d")
+        candidates = {g: np.asarray([8, 16, 24, 32]) for g in names}
+        loss = {g: losses(rng.lognormal(0, 1, 32), candidates[g]) for g in names}
+        reach = np.arange(32, 129, 8)
+        concat = Concat(tuple((g, 1) for g in names), 0, reach, reach)
+        per_bin = rng.uniform(0, 1, len(reach)) + reach / 32
+        costs = (RegionCost("cat", ("sum", "a"), per_bin[:, None] * np.asarray([1.0, 1.3, 1.5, 2.0])),)
+        problem = Problem(candidates, loss, costs, 0.0, 4.5, {"sum": concat})
+        assert solve(problem, gap=1e-9).objective == pytest.approx(enumerated(problem), rel=1e-6)
+
+
+class TrueCost:
+    """A table whose region latency is a formula of what it reads and writes."""
+
+    def __init__(self, regions: tuple[Region, ...], ranges: Mapping[str, tuple[int, int]]) -> None:
+        self.regions, self.ranges, self.fixed_ms = regions, ranges, 0.25
+
+    def points(self, name: str, widths: Mapping[str, np.ndarray]) -> np.ndarray:
+        region = next(r for r in self.regions if r.name == name)
+        rows = list(zip(*widths.values(), strict=True)) or [()]
+        out = []
+        for row in rows:
+            at = {g: int(w) for g, w in zip(widths, row, strict=True)}
+            read, write = (-(-size(layout, at) // 16) for layout in (region.reads, region.writes))
+            out.append(0.1 + 0.02 * read * write)
+        return np.asarray(out)
+
+    def cost(self, name: str, groups: Mapping[str, np.ndarray]) -> np.ndarray:
+        grids = np.meshgrid(*groups.values(), indexing="ij")
+        flat = self.points(name, {g: x.reshape(-1) for g, x in zip(groups, grids, strict=True)})
+        return flat.reshape([len(v) for v in groups.values()])
+
+
+def region(name: str, reads: Layout, writes: Layout) -> Region:
+    return Region(name, "Conv", (name,), reads, writes, (writes, reads), 0)
+
+
+def dense_block(parts: int) -> tuple[TrueCost, Importance]:
+    """Regions that each read the concat of all groups before, as DenseNet's do."""
+    rng = np.random.default_rng(5)
+    leaf = [Leaf(f"g{i}", 32) for i in range(parts)]
+    regions = [region("stem", Prod(()), leaf[0])]
+    regions += [region(f"r{i}", Sum(tuple(leaf[:i])), leaf[i]) for i in range(1, parts)]
+    regions.append(region("head", Sum(tuple(leaf)), Leaf("classes", 10)))
+    table = TrueCost(tuple(regions), {x.axis: (1, 32) for x in leaf})
+    return table, Importance({x.axis: rng.lognormal(0, 1, 32) for x in leaf})
+
+
+@pytest.mark.parametrize("parts", [4, 7])
+def test_concats_of_many_groups_are_never_underestimated(parts: int) -> None:
+    """What the problem says a plan takes is at least what the table says, and the limit holds for both."""
+    table, importance = dense_block(parts)
+    problem = problem_from(table, importance, 1.0)
+    dense = problem.latency_ms(problem.dense)
+    found = solve(replace(problem, limit_ms=0.6 * dense), time_limit_s=3)
+    rng = np.random.default_rng(0)
+    drawn_choices = [{g: int(rng.integers(len(c))) for g, c in problem.candidates.items()} for _ in range(100)]
+    for choice in [found.choice, problem.dense, *drawn_choices]:
+        at = {g: np.asarray([w]) for g, w in problem.widths(choice).items()}
+        true = table.fixed_ms
+        for r in table.regions:
+            here = {g: at[g] for g in axes(r.reads, r.writes) if g in at}
+            true += float(table.points(r.name, here)[0])
+        assert true <= problem.latency_ms(choice) * (1 + 1e-9)
+    assert found.latency_ms <= 0.6 * dense
+
+
+def test_three_groups_become_an_exact_grid() -> None:
+    """A region that reads a concat of two groups and writes a third keeps its true cost in every cell."""
+    table, importance = dense_block(3)
+    problem = problem_from(table, importance, 1.0)
+    cost = next(c for c in problem.costs if c.name == "r2")
+    assert not problem.sums
+    assert cost.groups == ("g0", "g1", "g2")
+    assert (cost.ms == table.cost("r2", {g: problem.candidates[g] for g in cost.groups})).all()
+
+
+def test_the_plan_keeps_the_most_important_units() -> None:
+    """Kept units are the top ones, ascending, as many as the width says, and the loss is the rest's sum."""
+    table, importance = dense_block(3)
+    problem = problem_from(table, importance, 1.0, at_most={"g1": 20})
+    found = solve(replace(problem, limit_ms=0.7 * problem.latency_ms(problem.dense)))
+    plan = plan_from(found, importance, 0.5)
+    assert plan.widths == found.widths
+    assert plan.widths["g1"] <= 20
+    removed = 0.0
+    for group, values in importance.by_group.items():
+        left = np.setdiff1d(np.arange(32), plan.keep[group])
+        assert not len(left) or values[left].max() <= values[list(plan.keep[group])].min()
+        assert list(plan.keep[group]) == sorted(plan.keep[group])
+        removed += values[left].sum()
+    assert removed == pytest.approx(plan.objective)
+
+
+@pytest.mark.parametrize(("units", "most"), [(1, 16), (10, 16), (16, 16), (64, 16), (100, 16), (2048, 16), (33, 4)])
+def test_candidates_hold_both_ends_and_fit(units: int, most: int) -> None:
+    """Widths ascend from 1 to dense, no more than asked for; where some are left out, most are multiples of 8."""
+    widths = candidate_widths(1, units, most)
+    assert (widths[0], widths[-1]) == (1, units)
+    assert (np.diff(widths) > 0).all()
+    assert len(widths) <= most
+    if units >= 128:
+        assert sum(w % 8 == 0 for w in widths) >= len(widths) - 2
+
+
+def test_a_group_the_table_never_saw_is_refused() -> None:
+    """A missing entry is an error that says what to measure, never zero."""
+    table, importance = dense_block(3)
+    with pytest.raises(TableError, match="g9 of 32 units"):
+        problem_from(table, Importance({**importance.by_group, "g9": np.ones(32)}), 1.0)
+    with pytest.raises(BudgetError, match="above 0"):
+        problem_from(table, importance, 0.0)
