@@ -226,6 +226,8 @@ def told(as_json: bool) -> Iterator[tuple[Callable[[str], None], Callable[[str, 
     begun: dict[str, float] = {}
 
     def progress(stage: str, fraction: float, text: str) -> None:
+        if stage not in rows and fraction >= 1.0:
+            return
         if stage not in rows:
             rows[stage] = bar.add_task(stage, total=1.0, text="")
             begun[stage] = time.monotonic()

@@ -64,10 +64,8 @@ class Network(fx.GraphModule):
         return self.train(False)
 
     def example(self, batch: int = _BATCH, seed: int = 0) -> Tensor:
-        """Seeded standard-normal inputs `[batch, *input_shape]` on the network's device."""
-        where = next(self.parameters()).device if any(True for _ in self.parameters()) else torch.device("cpu")
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(batch, *self.input_shape, generator=generator).to(where)
+        """Seeded standard-normal inputs `[batch, *input_shape]`, of the parameters' device and type."""
+        return _example(self, batch, self.input_shape, seed)
 
     def clone(self) -> Network:
         """An independent copy: own graph, own parameters."""
@@ -136,8 +134,7 @@ def export(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.Expor
     """
     was_training = model.training
     model.eval()
-    device = next((t.device for t in model.parameters()), torch.device("cpu"))
-    example = torch.randn(_BATCH, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    example = _example(model, _BATCH, input_shape, 0)
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
         return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
@@ -167,6 +164,11 @@ def load(path: Path) -> Network:
         raise ModelError(f"{path} is not an exported program: {_first_line(error)}") from error
     (example,), _ = program.example_inputs or ((torch.zeros(1),), {})
     return wrap(program, tuple(example.shape[1:]))
+
+
+def _example(model: nn.Module, batch: int, input_shape: tuple[int, ...], seed: int) -> Tensor:
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1))
+    return torch.randn(batch, *input_shape, generator=torch.Generator().manual_seed(seed)).to(like)
 
 
 def _network(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
@@ -228,7 +230,7 @@ def _user_line(error: BaseException) -> str:
     library = Path(torch.__file__).parent
     frames = [f for f in traceback.extract_tb(error.__traceback__) if library not in Path(f.filename).parents]
     mine = Path(__file__).parents[1]
-    theirs = [f for f in frames if mine not in Path(f.filename).parents]
+    theirs = [f for f in frames if f.line and mine not in Path(f.filename).parents]
     return f"\n  at {theirs[-1].filename}:{theirs[-1].lineno}: {theirs[-1].line}" if theirs else ""
 
 

@@ -57,10 +57,14 @@ class Relation:
     shape_arguments: list[ShapeArgument] = field(default_factory=list)
 
     def dims(self, node: object) -> Dims:
-        """Layouts of a tensor's dims, outermost first."""
-        assert isinstance(node, fx.Node)
-        found = self.of[node.name]
-        assert isinstance(found, tuple)
+        """Layouts of a tensor's dims, outermost first.
+
+        Raises:
+            Misaligned: the argument is no tensor.
+        """
+        found = self.of[node.name] if isinstance(node, fx.Node) else None
+        if not isinstance(found, tuple):
+            raise Misaligned(f"an argument is {type(node).__name__}, not one tensor")
         return found
 
     def optional(self, node: fx.Node, index: int) -> Dims | None:
@@ -139,8 +143,13 @@ def relate(network: Network) -> Relation:
 
 
 def shape_of(value: object) -> tuple[int, ...]:
-    """Shape of a traced tensor; a free batch size counts as the example's."""
-    assert isinstance(value, Tensor)
+    """Shape of a traced tensor; a free batch size counts as the example's.
+
+    Raises:
+        Misaligned: it is no tensor.
+    """
+    if not isinstance(value, Tensor):
+        raise Misaligned(f"it gives {type(value).__name__}, not one tensor")
     return tuple(extent(s) for s in value.shape)
 
 

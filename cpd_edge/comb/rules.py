@@ -5,6 +5,9 @@ To add one for a custom operator, see `register_rule`. `r` is the walk's `Relati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import fx
 
 from cpd_edge.comb.axes import UNIT
@@ -21,8 +24,23 @@ def argument(n: fx.Node, index: int, name: str, default: object = None) -> objec
     return n.args[index] if len(n.args) > index else n.kwargs.get(name, default)
 
 
+def integer(value: object) -> int:
+    """The value as a plain integer, or Misaligned: it is computed in the graph."""
+    if type(value) is not int:
+        raise Misaligned(f"it is given {value} where an integer was expected")
+    return value
+
+
+def listed(value: object) -> Sequence[Any]:
+    """The value as a list, or Misaligned."""
+    if not isinstance(value, (list, tuple)):
+        raise Misaligned(f"it is given {value} where a list was expected")
+    return value
+
+
 def positive(dim: object, rank: int) -> int:
-    assert isinstance(dim, int)
+    """A dim counted from the front."""
+    dim = integer(dim)
     return dim % rank if rank else 0
 
 
@@ -74,7 +92,7 @@ def _convolve(r: Relation, n: fx.Node, *, out_dim: int, in_dim: int, groups: obj
     With groups, the weight's leading dim is groups x per-group and its other dim is per group.
     """
     x, w = r.dims(n.args[0]), list(r.dims(n.args[1]))
-    assert isinstance(groups, int)
+    groups = integer(groups)
     for kernel in w[2:]:
         r.axes.freeze(kernel, "kernel extent")
     c_in, c_out = x[1], w[out_dim]
@@ -169,7 +187,7 @@ def layer_norm(r: Relation, n: fx.Node) -> Dims:
     """The statistic runs over the normalised dims: cutting them is not masking them."""
     x = r.dims(n.args[0])
     normalised = n.args[1]
-    assert isinstance(normalised, (list, tuple))
+    normalised = listed(normalised)
     lead = len(x) - len(normalised)
     for i, layout in enumerate(x[lead:]):
         r.axes.mark_inexact(layout)
@@ -185,7 +203,7 @@ def layer_norm(r: Relation, n: fx.Node) -> Dims:
 def group_norm(r: Relation, n: fx.Node) -> Dims:
     """Channels are groups x per group; the statistic runs inside a group, so groups go exactly."""
     x, groups = r.dims(n.args[0]), n.args[1]
-    assert isinstance(groups, int)
+    groups = integer(groups)
     g, inner = r.axes.factor(x[1], [groups, x[1].extent // groups])
     r.axes.mark_inexact(inner)
     r.shape_argument(n, (1,), g)
@@ -210,7 +228,7 @@ def along_a_dim(r: Relation, n: fx.Node) -> Dims:
 def roll(r: Relation, n: fx.Node) -> Dims:
     x = r.dims(n.args[0])
     over = argument(n, 2, "dims", ())
-    assert isinstance(over, (list, tuple))
+    over = listed(over)
     r.freeze(n, [x[positive(d, len(x))] for d in over], "rolled along this axis")
     return x
 
@@ -233,12 +251,17 @@ def reduction(r: Relation, n: fx.Node) -> Dims:
 
 @register_rule(
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "upsample_nearest1d", "upsample_nearest2d",
-    "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "_upsample_nearest_exact2d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "max_pool2d_with_indices",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "_upsample_nearest_exact2d",
 )  # fmt: skip
-def resample(r: Relation, n: fx.Node) -> Dims:
-    """Space changes, batch and channels pass."""
-    return spatial(r, n, r.dims(n.args[0])[:2])
+def resample(r: Relation, n: fx.Node) -> Dims | list[Dims]:
+    """Space changes, batch and channels pass; a pooling may give indices beside values."""
+    value = n.meta["val"]
+    lead = r.dims(n.args[0])[:2]
+    if isinstance(value, (list, tuple)):
+        out = (*lead, *(r.axes.fixed(s, "spatial extent") for s in shape_of(value[0])[len(lead) :]))
+        return [out] * len(value)
+    return spatial(r, n, lead)
 
 
 @register_rule("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "reflection_pad1d")
@@ -257,7 +280,7 @@ def reshape(r: Relation, n: fx.Node) -> Dims:
     if at is None:
         return out
     sizes = n.args[at]
-    assert isinstance(sizes, (list, tuple))
+    sizes = listed(sizes)
     first = positive(n.args[1], len(r.dims(n.args[0]))) if name == "unflatten" else 0
     for i, size in enumerate(sizes):
         if isinstance(size, fx.Node):
@@ -299,7 +322,7 @@ def expand(r: Relation, n: fx.Node) -> Dims:
 @register_rule("permute")
 def permute(r: Relation, n: fx.Node) -> Dims:
     x, order = r.dims(n.args[0]), n.args[1]
-    assert isinstance(order, (list, tuple))
+    order = listed(order)
     return tuple(x[positive(d, len(x))] for d in order)
 
 
@@ -316,7 +339,7 @@ def transpose(r: Relation, n: fx.Node) -> Dims:
 @register_rule("cat", "concat")
 def cat(r: Relation, n: fx.Node) -> Dims:
     tensors = n.args[0]
-    assert isinstance(tensors, (list, tuple))
+    tensors = listed(tensors)
     parts = [r.dims(t) for t in tensors]
     dim = positive(argument(n, 1, "dim", 0), len(parts[0]))
     rest = r.broadcast([(*p[:dim], UNIT, *p[dim + 1 :]) for p in parts])
@@ -326,7 +349,7 @@ def cat(r: Relation, n: fx.Node) -> Dims:
 @register_rule("stack")
 def stack(r: Relation, n: fx.Node) -> Dims:
     tensors = n.args[0]
-    assert isinstance(tensors, (list, tuple))
+    tensors = listed(tensors)
     out = list(r.broadcast([r.dims(t) for t in tensors]))
     dim = positive(argument(n, 1, "dim", 0), len(out) + 1)
     out.insert(dim, r.axes.fixed(len(tensors), "stacked tensors"))
@@ -336,7 +359,7 @@ def stack(r: Relation, n: fx.Node) -> Dims:
 @register_rule("split_with_sizes")
 def split(r: Relation, n: fx.Node) -> list[Dims]:
     x, sizes = r.dims(n.args[0]), n.args[1]
-    assert isinstance(sizes, (list, tuple))
+    sizes = listed(sizes)
     dim = positive(argument(n, 2, "dim", 0), len(x))
     parts = r.axes.split(x[dim], [extent(s) for s in sizes])
     for i, part in enumerate(parts):
@@ -385,7 +408,7 @@ def slice_(r: Relation, n: fx.Node) -> Dims:
 @register_rule("pixel_shuffle")
 def pixel_shuffle(r: Relation, n: fx.Node) -> Dims:
     x, factor = r.dims(n.args[0]), n.args[1]
-    assert isinstance(factor, int)
+    factor = integer(factor)
     channels, blocks = r.axes.factor(x[1], [x[1].extent // factor**2, factor**2])
     r.freeze(n, [blocks], "becomes space")
     return spatial(r, n, (x[0], channels))
@@ -394,7 +417,7 @@ def pixel_shuffle(r: Relation, n: fx.Node) -> Dims:
 @register_rule("channel_shuffle")
 def channel_shuffle(r: Relation, n: fx.Node) -> Dims:
     x, groups = r.dims(n.args[0]), n.args[1]
-    assert isinstance(groups, int)
+    groups = integer(groups)
     outer, inner = r.axes.factor(x[1], [groups, x[1].extent // groups])
     r.shape_argument(n, (1,), outer)
     return (x[0], Prod((inner, outer)), *x[2:])

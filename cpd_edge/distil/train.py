@@ -68,7 +68,7 @@ def distil(
     *,
     epochs: float,
     batch: int = 64,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     temperature: float = 2.0,
     alpha: float = 0.7,
     weight_decay: float = 0.01,

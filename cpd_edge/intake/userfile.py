@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -47,8 +48,7 @@ def load(spec: str, kind: type[UsageError], **offered: object) -> Any:
 def _call(factory: Any, offered: dict[str, object]) -> Any:
     if not callable(factory):
         return factory
-    code: Callable[..., object] = factory.__init__ if isinstance(factory, type) else factory
-    named = getattr(getattr(code, "__code__", None), "co_varnames", ())
+    named = inspect.signature(factory).parameters
     return factory(**{key: value for key, value in offered.items() if key in named and value is not None})
 
 

@@ -204,7 +204,8 @@ def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> 
         data = (job.run / f"{name}.onnx").read_bytes()
         attribution = Attribution.of(subject.regions, store_model(data))
         with contextlib.closing(subject.runner(data, True)) as runner:
-            times[name], rest[name] = attribution.times(runner.kernels(REPEATS))
+            found = attribution.times(runner.kernels(REPEATS))
+            times[name], rest[name] = found.ms, found.unattributed_ms
     rows = [
         {
             "name": r.name, "op": r.op, "fqn": r.fqn,

@@ -106,7 +106,7 @@ class Request:
             StoreError: names the settings that differ.
         """
         mine = self.to_json()
-        differ = [k for k, v in mine.items() if k in recorded and recorded[k] != v]
+        differ = [k for k, v in mine.items() if k in recorded and recorded[k] != v and k != "profiles"]
         if differ:
             said = ", ".join(f"{k} was {recorded[k]!r}, now {mine[k]!r}" for k in differ[:4])
             raise StoreError(f"the run to resume was asked for something else: {said}", hint="give the same settings, or a new --out")

@@ -175,8 +175,8 @@ def fit(regions: Sequence[Region], samples: Samples) -> dict[str, Model]:
     fitted on all of them in units of work.
     """
     models: dict[str, Model] = {}
-    for kind in dict.fromkeys((r.op, bool(r.weight)) for r in regions):
-        alike = [r for r in regions if (r.op, bool(r.weight)) == kind]
+    for kind in dict.fromkeys(_kind(r) for r in regions):
+        alike = [r for r in regions if _kind(r) == kind]
         heavy = sorted(alike, key=lambda r: -float(samples.ms[r.name].mean()))[:10]
         family = _Family(heavy, samples)
         everything = np.ones(len(samples), bool)
@@ -190,6 +190,12 @@ def fit(regions: Sequence[Region], samples: Samples) -> dict[str, Model]:
             found = family.fitted(region, form, everything, family.pooled(form, everything))
             models[region.name] = Model(form, tuple(float(c) for c in found))
     return models
+
+
+def _kind(region: Region) -> tuple[str, bool, bool]:
+    """Operator, whether it has weights, and whether they join all it reads to all it writes (not when grouped)."""
+    spanned = int(np.prod([d.extent for d in region.weight[:2]]))
+    return region.op, bool(region.weight), spanned >= region.reads.extent * region.writes.extent
 
 
 class _Family:

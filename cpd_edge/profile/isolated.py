@@ -75,7 +75,7 @@ def single_operations(model: onnx.ModelProto, names: frozenset[str] | set[str]) 
     out = {}
     for node in model.graph.node:
         feeds = [x for x in node.input if x and x not in constants]
-        if node_name(node) in names and feeds and all(shapes.get(x) for x in feeds):
+        if node_name(node) in names and feeds and all(shapes.get(x) for x in (*feeds, node.output[0])):
             out[node_name(node)] = _single(model, node, shapes, constants)
     return out
 
@@ -108,7 +108,7 @@ def _single(
     for i in range(len(node.output)):
         alone.output[i] = f"out{i}"
     feed = helper.make_tensor_value_info(f"in{source}", TensorProto.FLOAT, shapes[node.input[source]])
-    result = helper.make_tensor_value_info("out0", TensorProto.FLOAT, None)
+    result = helper.make_tensor_value_info("out0", TensorProto.FLOAT, shapes[node.output[0]])
     graph = helper.make_graph([alone], "alone", [feed], [result], weights)
     made = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
     return bytes(made.SerializeToString(deterministic=True))

@@ -167,7 +167,7 @@ class _Walk:
         while name in self.producer and name not in self.constants:
             node = self.nodes[self.producer[name]]
             if not node.input:
-                return node.op_type == "Constant"
+                return bool(node.op_type == "Constant")
             name = node.input[0]
         return str(name) in self.constants
 
@@ -252,19 +252,36 @@ class Attribution:
 
     Attributes:
         names: region by the name of any of its nodes, or of a value that one of them makes.
+        nodes: operator and region of each node of the model that the regions were found in, in its order.
     """
 
     names: Mapping[str, str]
+    nodes: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, regions: Iterable[Region], model: onnx.ModelProto | None = None) -> Attribution:
         """The names of regions' nodes and, given the model, of the values that those nodes make."""
         by_node = {node: region.name for region in regions for node in region.nodes}
-        by_value: dict[str, str] = {}
-        for node in model.graph.node if model is not None else ():
-            if node_name(node) in by_node:
-                by_value |= {out: by_node[node_name(node)] for out in node.output if out}
-        return cls({**by_value, **by_node})
+        if model is None:
+            return cls(by_node)
+        inside = [node for node in model.graph.node if node_name(node) in by_node]
+        by_value = {out: by_node[node_name(node)] for node in inside for out in node.output if out}
+        return cls({**by_value, **by_node}, tuple((n.op_type, by_node[node_name(n)]) for n in inside))
+
+    def adapted(self, model: onnx.ModelProto) -> Attribution:
+        """The same regions in another build of the network, where generated names count differently.
+
+        Nodes are matched by place where all operators agree, else by the values that they make.
+        """
+        nodes = list(model.graph.node)
+        if [n.op_type for n in nodes] == [op for op, _ in self.nodes]:
+            homes: list[str | None] = [region for _, region in self.nodes]
+        else:
+            homes = [next((self.names[x] for x in (*n.output, n.name) if x in self.names), None) for n in nodes]
+        pairs = [(node, home) for node, home in zip(nodes, homes, strict=True) if home is not None]
+        names = {name: home for node, home in pairs for name in (*node.output, node_name(node)) if name}
+        every = dict.fromkeys(self.names.values())
+        return Attribution({**{name: name for name in every}, **names}, self.nodes)
 
     def region(self, kernel: str) -> str | None:
         """Region that a kernel's name tells, or None.
@@ -284,14 +301,14 @@ class Attribution:
         """Time of every region, 0 where none of its kernels is left, and the rest that has no region.
 
         Layout conversions carry no name: one to a runtime's own layout counts for the next region, one back for
-        the region before. A kernel's time is a low quantile of its repeats, which interference does not reach.
+        the region before, and so do elementwise kernels of unknown name. A kernel's time is a low quantile of its
+        repeats, which interference does not reach.
         """
         ordered = sorted(kernels, key=lambda k: k.order)
         home: list[str | None] = [None if _reorder(k) else self.region(k.name) for k in ordered]
         for i, kernel in enumerate(ordered):
-            if _reorder(kernel):
-                later = kernel.op == "ReorderInput"
-                near = home[i + 1 :] if later else home[:i][::-1]
+            if home[i] is None and (_reorder(kernel) or kernel.op in ELEMENTWISE):
+                near = home[i + 1 :] if kernel.op == "ReorderInput" else home[:i][::-1]
                 home[i] = next((h for h in near if h is not None), None)
         out, count = dict.fromkeys(self.names.values(), 0.0), dict.fromkeys(self.names.values(), 0)
         rest = 0.0

@@ -121,7 +121,7 @@ def profile(
         groups: units by group.
         make_runner: opens a model file in the deployment runtime.
         key: environment and model signature that the numbers belong to.
-        model: the dense ONNX, for the names of values that runtimes call kernels after.
+        model: the dense ONNX that the regions were found in, for the names that runtimes call kernels after.
         samples: networks to fit on, at most; fewer where held-out errors are small.
         holdout: networks kept out of the fit.
         seed: of the sampled widths.
@@ -277,9 +277,12 @@ class _Bench:
         )  # fmt: skip
 
     def _profiled(self, data: bytes, repeats: int) -> Times:
+        here = self._attribution
+        if here.nodes:
+            here = here.adapted(onnx.load_from_string(data))
         runner = self._make_runner(data, True)
         try:
-            return self._attribution.times(runner.kernels(repeats), LOW_QUANTILE)
+            return here.times(runner.kernels(repeats), LOW_QUANTILE)
         finally:
             runner.close()
 

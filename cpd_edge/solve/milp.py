@@ -78,8 +78,8 @@ def infeasible(problem: Problem, least: Solution) -> InfeasibleError:
     worst = tuple(sorted(by_region, key=lambda name: -by_region[name])[:5])
     named = ", ".join(f"{name} ({by_region[name]:.4g} ms)" for name in worst)
     return InfeasibleError(
-        f"no plan reaches {problem.limit_ms:.4g} ms: the fastest is predicted at {least.latency_ms:.4g} ms, of which "
-        f"{problem.fixed_ms:.4g} ms are fixed; held up by {named or 'the fixed part'}",
+        f"no plan reaches {problem.limit_ms:.4g} ms: the fastest is predicted at {least.latency_ms:.4g} ms, "
+        f"held up by {named or 'what no width changes'}",
         floor_ms=least.latency_ms,
         binding=worst,
         hint=f"ask for --budget-ms {least.latency_ms * 1.05:.4g} or more",

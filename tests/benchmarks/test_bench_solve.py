@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from cpd_edge.layout import Leaf
+from cpd_edge.profile.table import LatencyTable, Sample
 from cpd_edge.solve.milp import solve
 from cpd_edge.solve.problem import Problem, RegionCost, losses
+from cpd_edge.types import Region
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +55,30 @@ def test_a_resnet50_sized_problem_is_solved_in_seconds(
     assert found.latency_ms <= resnet50_sized.limit_ms
     assert found.gap <= 1e-3
     assert found.seconds <= 5.0
+
+
+@pytest.fixture(scope="module")
+def chain_table() -> LatencyTable:
+    """20 convolutions in a row, 24 samples."""
+    rng = np.random.default_rng(0)
+    leaf = [Leaf(f"g{i}", 64) for i in range(21)]
+    regions = [
+        Region(f"r{i}", "Conv", (f"r{i}",), leaf[i], leaf[i + 1], (leaf[i + 1], leaf[i]), 10**6) for i in range(20)
+    ]
+    samples = []
+    for i in range(24):
+        widths = {x.axis: 64 if i == 0 else int(rng.integers(1, 65)) for x in leaf}
+        ms = {r.name: 0.01 + widths[r.reads.axis] * widths[r.writes.axis] / 1e5 for r in regions}  # type: ignore[union-attr]
+        samples.append(Sample(widths, ms, dict.fromkeys(ms, 1), 0.0, 0.05 + sum(ms.values()), 1.0, False))
+    return LatencyTable.fitted({}, {x.axis: 64 for x in leaf}, regions, samples)
+
+
+def test_a_lookup_takes_milliseconds(benchmark: BenchmarkFixture, chain_table: LatencyTable) -> None:
+    """Predicting a network of 20 regions is quick enough for a progress line in training."""
+    assert benchmark(chain_table.predict, {f"g{i}": 40 for i in range(21)}) > 0
+
+
+def test_a_grid_takes_milliseconds(benchmark: BenchmarkFixture, chain_table: LatencyTable) -> None:
+    """A region over 16 x 16 widths is one vectorised lookup."""
+    axis = np.arange(4, 65, 4)
+    assert benchmark(chain_table.cost, "r3", {"g3": axis, "g4": axis}).shape == (16, 16)

@@ -36,6 +36,10 @@ def broken():
 
 def number():
     return 3
+
+def fixed():
+    num_classes = 2
+    return Net(num_classes)
 """
 
 
@@ -108,6 +112,11 @@ def test_user_factory_gets_the_classes_it_asks_for(user_file: Path) -> None:
 def test_user_class_is_a_factory_too(user_file: Path) -> None:
     """FILE.py:CLASS makes an instance."""
     assert load_model(f"{user_file}:Net").fc.out_features == 4
+
+
+def test_user_factory_gets_nothing_it_does_not_ask_for(user_file: Path) -> None:
+    """A factory without parameters is called without any, whatever its local names are."""
+    assert load_model(f"{user_file}:fixed", num_classes=9).fc.out_features == 2
 
 
 def test_user_errors_show_the_users_line(user_file: Path) -> None:

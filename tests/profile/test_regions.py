@@ -129,8 +129,9 @@ def test_a_linear_layer_of_tokens_reads_its_last_dim() -> None:
         helper.make_node("MatMul", ["layer_norm", "val_3"], ["linear"], "node_linear"),
         helper.make_node("Gelu", ["linear"], ["logits"], "node_gelu"),
     ]
-    io = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 5, w]) for n, w in (("input", 8), ("logits", 16))]
-    graph = helper.make_graph(nodes, "net", io[:1], io[1:], [weight("norm", 8), weight("val_3", 8, 16), weight("bias", 16)])
+    feed, out = (helper.make_tensor_value_info(n, 1, ["batch", 5, w]) for n, w in (("input", 8), ("logits", 16)))
+    weights = [weight("norm", 8), weight("val_3", 8, 16), weight("bias", 16)]
+    graph = helper.make_graph(nodes, "net", [feed], [out], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     n, t = Leaf("batch", 1), Leaf("tokens", 5)
     dims: dict[str, tuple[Layout, ...]] = {"norm": (A,), "bias": (B,), "layer_norm": (n, t, A), "linear": (n, t, B)}
@@ -148,6 +149,7 @@ def test_fused_and_renamed_kernels_find_their_region() -> None:
         kernels(
             ("relu_nchwc", "Conv", 1.0),  # conv, batch norm and relu, after the value
             ("ReorderOutput_token_9", "ReorderOutput", 0.25),  # back: belongs to the stem
+            ("HardSigmoid_147", "HardSigmoid", 0.125),  # elementwise, renamed by the runtime: what went before
             ("node_conv2d_1", "FusedConv", 2.0),
             ("ReorderInput", "ReorderInput", 0.5),  # to: belongs to what follows
             ("conv2d_2_nchwc", "Conv", 4.0),
@@ -164,10 +166,23 @@ def test_fused_and_renamed_kernels_find_their_region() -> None:
         model,
     )
     assert ms == {
-        "node_conv2d": 1.25, "node_conv2d_1": 2.0, "node_conv2d_2": 4.625, "node_cat": 8.0, "node_conv2d_3": 16.0,
+        "node_conv2d": 1.375, "node_conv2d_1": 2.0, "node_conv2d_2": 4.625, "node_cat": 8.0, "node_conv2d_3": 16.0,
         "node_conv2d_4": 32.0, "node_mean": 64.0, "node_linear": 128.0,
     }  # fmt: skip
     assert rest == 768.0
+
+
+def test_another_build_has_the_same_regions_under_other_names() -> None:
+    """Names that an exporter counts up differ between builds; place, or the values made, lead to the region."""
+    model, other, longer = network(), network(), network()
+    attribution = Attribution.of(find_regions(model, layouts(activations=True)), model)
+    other.graph.node[3].name = "node_Conv_99"
+    other.graph.node[3].output[0] = other.graph.node[4].input[0] = "val_9"
+    assert attribution.adapted(other).region("val_9_nchwc") == "node_conv2d_1"
+    longer.graph.node[12].name = "node_Gemm_228"
+    longer.graph.node.insert(0, helper.make_node("Identity", ["input"], ["copy"], "node_identity"))
+    found = attribution.adapted(longer)
+    assert (found.region("node_Gemm_228"), found.region("node_identity")) == ("node_linear", None)
 
 
 def test_nothing_is_lost_in_attribution() -> None:

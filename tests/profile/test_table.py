@@ -1,0 +1,278 @@
+"""Laws of the table: the simulated runtime's truth is recovered, an interruption costs nothing, keys hold."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from cpd_edge.errors import TableError
+from cpd_edge.layout import Leaf, Prod, Sum, size
+from cpd_edge.profile.sample import draws, profile
+from cpd_edge.profile.table import LatencyTable, table_folder
+from cpd_edge.types import Region
+
+GROUPS = {"a": 32, "b": 64, "c": 64, "d": 128}
+KEY = {
+    "device": "Simulated (TM) CPU", "runtime": "simulated", "runtime_version": "1.0", "precision": "fp32",
+    "threads": 1, "signature": "0123",
+}  # fmt: skip
+
+
+def conv(name: str, reads: object, writes: object, macs: int) -> Region:
+    return Region(name, "Conv", (name,), reads, writes, (writes, reads), macs, f"{name}.weight")  # type: ignore[arg-type]
+
+
+A, B, C, D = (Leaf(g, n) for g, n in GROUPS.items())
+REGIONS = (
+    conv("stem", Prod(()), A, 100_000),
+    conv("one", A, B, 2_000_000),
+    conv("two", B, C, 4_000_000),
+    Region("cat", "Concat", ("cat",), Sum((B, C)), Sum((B, C)), (), 0),
+    conv("three", Sum((B, C)), D, 16_000_000),
+    conv("four", D, C, 8_000_000),
+    Region("head", "Gemm", ("head",), C, Leaf("out", 10), (Leaf("out", 10), C), 640, "head.weight"),
+)
+
+
+def truth_ms(region: Region, widths: Mapping[str, int]) -> float:
+    """A launch cost, then blocks of 16 read times blocks of 16 written; memory for a concat."""
+    read, write = (-(-size(layout, widths) // 16) for layout in (region.reads, region.writes))
+    if region.op == "Concat":
+        return 0.004 + 0.0002 * size(region.reads, widths)
+    return 0.005 + 0.01 * read * write + 0.002 * read
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    op: str
+    order: int
+    ms: npt.NDArray[np.float64]
+
+
+class Device:
+    """A runtime whose latencies are a formula, with noise and a drift, on a clock of its own."""
+
+    def __init__(
+        self, *, noise: float = 0.0, drift: float = 0.0, profiler_ms: float = 0.0, dies_after: int = -1
+    ) -> None:
+        self.noise, self.drift, self.profiler_ms, self.dies_after = noise, drift, profiler_ms, dies_after
+        self.now_ns, self.opened, self.profiled = 0, [], []  # type: ignore[var-annotated]
+
+    def clock(self) -> int:
+        return self.now_ns
+
+    def slow(self) -> float:
+        return 1 + self.drift * len(self.profiled)
+
+    def make_runner(self, model: bytes, profiled: bool) -> Engine:
+        if profiled:
+            if len(self.profiled) == self.dies_after:
+                raise KeyboardInterrupt
+            self.profiled.append(model)
+        self.opened.append(model)
+        return Engine(self, json.loads(model), profiled)
+
+
+class Engine:
+    def __init__(self, device: Device, widths: dict[str, int], profiled: bool) -> None:
+        self.device, self.widths, self.open = device, widths, True
+        self.random = np.random.default_rng(zlib.crc32(json.dumps([widths, profiled]).encode()))
+        self.total_noise = float(self.jitter(1)[0]) ** 0.25
+
+    def jitter(self, *shape: int) -> npt.NDArray[np.float64]:
+        return np.exp(self.device.noise * np.abs(self.random.standard_normal(shape)))
+
+    def run(self) -> None:
+        total = 0.03 + sum(truth_ms(r, self.widths) for r in REGIONS)
+        self.device.now_ns += round(total * self.total_noise * self.device.slow() * 1e6)
+
+    def kernels(self, repeats: int) -> list[Kernel]:
+        assert self.open
+        found: list[tuple[str, str, float]] = []
+        for r in REGIONS:
+            found.append((r.name, r.op, truth_ms(r, self.widths) * self.device.slow() + self.device.profiler_ms))
+            if size(r.writes, self.widths) % 16:
+                found.append(("ReorderOutput", "ReorderOutput", self.device.profiler_ms))
+        return [Kernel(name, op, i, ms * self.jitter(repeats)) for i, (name, op, ms) in enumerate(found)]
+
+    def close(self) -> None:
+        self.open = False
+
+
+def build(widths: Mapping[str, int]) -> bytes:
+    return json.dumps(dict(widths), sort_keys=True).encode()
+
+
+def measured(device: Device, folder: Path | None = None, **options: object) -> LatencyTable:
+    arguments = {"key": KEY, "samples": 24, "holdout": 6, "repeats": 20, **options}
+    here = {"make_runner": device.make_runner, "folder": folder, "clock": device.clock}
+    return profile(build, REGIONS, GROUPS, **here, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "device", [Device(), Device(noise=0.03), Device(noise=0.02, drift=0.01), Device(noise=0.01, profiler_ms=0.02)],
+    ids=["quiet", "noisy", "drifting", "costly profiler"],
+)  # fmt: skip
+def test_the_truth_is_recovered(device: Device) -> None:
+    """Held-out networks are predicted within 3 %, through noise, drift and a profiler that costs time."""
+    table = measured(device, samples=40, holdout=10)
+    report = table.report()
+    assert report["holdout_median_error"] <= 0.03
+    assert len(report["scatter"]) == 10
+    reference = np.median([s.dense_ms for s in table.samples]) / table.samples[0].dense_ms
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        widths = {g: int(16 * rng.integers(1, n // 16 + 1)) for g, n in GROUPS.items()}
+        true = 0.03 + sum(truth_ms(r, widths) for r in REGIONS)
+        assert table.predict(widths) == pytest.approx(true * reference, rel=0.08)
+
+
+def test_what_the_profiler_adds_is_taken_off() -> None:
+    """Regions of a network with many kernels cost what they cost without the profiler."""
+    table = measured(Device(profiler_ms=0.02), samples=40)
+    widths = {"a": 16, "b": 32, "c": 32, "d": 48}
+    for region in REGIONS:
+        assert table.region_ms(region.name, widths) == pytest.approx(truth_ms(region, widths), rel=0.15, abs=0.003)
+
+
+def test_the_staircase_is_found() -> None:
+    """A region's latency is flat inside a block of 16 and steps at its end, as the runtime's is."""
+    table = measured(Device(), samples=48)
+    at = [table.region_ms("three", {"d": d, "b": 32, "c": 32}) for d in (33, 40, 48, 49, 64)]
+    assert at[0] == pytest.approx(at[2], rel=0.01)
+    assert at[1] == pytest.approx(at[2], rel=0.01)
+    assert at[3] > 1.1 * at[2]
+    assert at[3] == pytest.approx(at[4], rel=0.01)
+
+
+def test_sum_of_costs_and_fixed_is_the_prediction() -> None:
+    """What the solver adds up is what `predict` says, at every cell of every grid."""
+    table = measured(Device(noise=0.01))
+    axis = {g: np.asarray(w) for g, w in {"a": [1, 16, 32], "b": [8, 64], "c": [16, 33, 64], "d": [128]}.items()}
+    index = {"a": 1, "b": 0, "c": 1, "d": 0}
+    widths = {g: int(axis[g][i]) for g, i in index.items()}
+    touched = {
+        "stem": "a", "one": "ab", "two": "bc", "cat": "bc", "three": "bcd", "four": "dc", "head": "c",
+    }  # fmt: skip
+    total = table.fixed_ms
+    for name, groups in touched.items():
+        grid = table.cost(name, {g: axis[g] for g in groups})
+        assert grid.shape == tuple(len(axis[g]) for g in groups)
+        total += grid[tuple(index[g] for g in groups)]
+    assert total == pytest.approx(table.predict(widths))
+
+
+@pytest.mark.parametrize("dies_after", [0, 1, 7, 29])
+def test_an_interruption_costs_one_sample(dies_after: int, tmp_path: Path) -> None:
+    """Killed after any sample, then resumed: the same table, and no finished sample measured again."""
+    whole = measured(Device(noise=0.02))
+    first, second = Device(noise=0.02, dies_after=dies_after), Device(noise=0.02)
+    with pytest.raises(KeyboardInterrupt):
+        measured(first, tmp_path)
+    resumed = measured(second, tmp_path)
+    assert first.profiled + second.profiled == [build(s.widths) for s in whole.samples]
+    assert resumed.samples == whole.samples
+    assert resumed.models == whole.models
+
+
+def test_a_torn_line_is_measured_again(tmp_path: Path) -> None:
+    """A sample that was being written when the power went is dropped, the ones before are kept."""
+    with pytest.raises(KeyboardInterrupt):
+        measured(Device(dies_after=5), tmp_path)
+    log = tmp_path / "samples.jsonl"
+    log.write_text(log.read_text()[:-20])
+    device = Device()
+    resumed = measured(device, tmp_path)
+    assert len(device.profiled) == len(resumed.samples) - 4
+    assert len(log.read_text().splitlines()) == len(resumed.samples) + 1
+
+
+def test_a_finished_table_is_reused(tmp_path: Path) -> None:
+    """With the same key nothing is run; the table is equal to the first."""
+    first, second = Device(), Device()
+    table = measured(first, tmp_path)
+    assert measured(second, tmp_path) == table
+    assert not second.opened
+
+
+@pytest.mark.parametrize("other", [{"threads": 2}, {"precision": "int8"}, {"signature": "9"}])
+def test_another_key_is_measured_anew(other: dict[str, object], tmp_path: Path) -> None:
+    """Neither the table nor the samples of another environment are used."""
+    measured(Device(), tmp_path)
+    device = Device()
+    table = measured(device, tmp_path, key={**KEY, **other})
+    assert len(device.profiled) == len(table.samples)
+    assert table.key == {**KEY, **other}
+
+
+def test_load_of_save_is_the_table(tmp_path: Path) -> None:
+    """load(save(table)) == table, isolated predictions included; another format is refused."""
+    table = measured(Device(noise=0.01)).with_isolated({3: 1.5})
+    path = tmp_path / "table.json"
+    table.save(path)
+    assert LatencyTable.load(path) == table
+    path.write_text(json.dumps({"format": 99}))
+    with pytest.raises(TableError, match="format 99"):
+        LatencyTable.load(path)
+
+
+def test_what_was_not_measured_is_an_error() -> None:
+    """A missing region, group or width says what to measure; it never counts as zero."""
+    table = measured(Device())
+    with pytest.raises(TableError, match="region 'five' is not in this table"):
+        table.region_ms("five", {"a": 8})
+    with pytest.raises(TableError, match="group 'z' is not in this table"):
+        table.predict({"z": 8})
+    for width in (0, 33):
+        with pytest.raises(TableError, match=f"width {width} is outside the sampled 1 to 32"):
+            table.predict({"a": width})
+    with pytest.raises(TableError, match="lacks signature"):
+        table_folder(Path("profiles"), {k: v for k, v in KEY.items() if k != "signature"})
+
+
+def test_the_folder_says_device_runtime_and_model() -> None:
+    """profiles/<device>/<runtime>-<version>-<precision>-t<threads>/<signature>, in plain characters."""
+    assert table_folder(Path("profiles"), KEY) == Path("profiles/simulated-tm-cpu/simulated-1.0-fp32-t1/0123")
+
+
+def test_kernels_of_no_region_are_refused() -> None:
+    """A profile that no region claims says so, instead of a table of zeros."""
+    device = Device()
+    renamed = tuple(replace(r, name=f"x{r.name}", nodes=(f"x{r.name}",)) for r in REGIONS)
+    with pytest.raises(TableError, match="none of the profiled kernels"):
+        profile(build, renamed, GROUPS, device.make_runner, KEY, repeats=5, clock=device.clock)
+
+
+def test_draws_hold_both_ends_and_every_part_of_a_range() -> None:
+    """Dense and smallest come first; fit samples visit every quarter of each group; most widths are aligned."""
+    found = draws(GROUPS, 48, 10, 0)
+    assert (found[0].widths, found[1].widths) == (GROUPS, dict.fromkeys(GROUPS, 1))
+    assert (sum(not d.held_out for d in found), sum(d.held_out for d in found)) == (48, 10)
+    assert found == draws(GROUPS, 48, 10, 0) != draws(GROUPS, 48, 10, 1)
+    for group, units in GROUPS.items():
+        widths = np.asarray([d.widths[group] for d in found])
+        assert widths.min() >= 1
+        assert widths.max() <= units
+        assert set(np.minimum(4 * (widths - 1) // units, 3)) == {0, 1, 2, 3}
+        assert (widths % 8 == 0).mean() > 0.4
+
+
+def test_sampling_ends_early_where_held_out_errors_are_small() -> None:
+    """An exact runtime needs fewer samples than asked for."""
+    assert len(measured(Device(), samples=200, holdout=6).samples) < 100
+
+
+def test_the_frame_has_a_row_per_region_and_sample() -> None:
+    """The export holds raw and predicted latency beside the widths."""
+    table = measured(Device())
+    frame = table.to_pandas()
+    assert len(frame) == len(REGIONS) * len(table.samples)
+    assert {"region", "ms", "predicted_ms", "held_out", "width.a"} <= set(frame.columns)
