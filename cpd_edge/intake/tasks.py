@@ -89,6 +89,19 @@ class Task:
         soft = soft[targets != self._ignored].mean()
         return (1 - alpha) * hard + alpha * temperature**2 * soft
 
+    def own_loss(self, outputs: object, targets: Tensor, temperature: float) -> Tensor:
+        """Cross-entropy with labels drawn from the network's own softened prediction, ignored pixels aside [nats].
+
+        Squared gradients of it estimate the Fisher information, which is the curvature of the divergence from the
+        network as it is (Martens, 2020): it does not vanish where the training loss has, as that of the true labels does.
+        """
+        logits = self.logits(outputs, targets.shape[1:]) / temperature
+        with torch.no_grad():
+            chances = logits.softmax(1).movedim(1, -1)
+            drawn = torch.multinomial(chances.reshape(-1, chances.shape[-1]), 1).view(targets.shape)
+            drawn = torch.where(targets == self._ignored, targets, drawn)
+        return F.cross_entropy(logits, drawn, ignore_index=self._ignored)
+
     def update(self, metric: Metric, outputs: object, targets: Tensor) -> None:
         """Adds a batch of the network's outputs to the metric."""
         metric.update(self.logits(outputs, targets.shape[1:]), targets.long())

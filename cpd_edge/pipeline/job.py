@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +25,7 @@ from cpd_edge.deploy.onnx import export_onnx, finish
 from cpd_edge.deploy.parity import Parity, check_parity
 from cpd_edge.distil.train import train
 from cpd_edge.errors import InfeasibleError
-from cpd_edge.intake.models import load_model
+from cpd_edge.intake.models import RandomWeightsWarning, load_model
 from cpd_edge.intake.tasks import Task, check_model, load_task
 from cpd_edge.measure import stats
 from cpd_edge.measure.environment import key as environment_key
@@ -89,8 +90,8 @@ class Job:
             if self.request.train:
                 with self.stage("train") as tell:
                     train(
-                        model, self.task, epochs=self.request.train_epochs, batch=self.request.batch,
-                        seed=self.request.seed, checkpoint=self.checkpoints / "dense.pt", progress=tell,
+                        model, self.task, epochs=self.request.train_epochs,
+                        batch=self.request.training_batch(len(self.task.data.train)), seed=self.request.seed, checkpoint=self.checkpoints / "dense.pt", progress=tell,
                     )  # fmt: skip
             network = networks.trace(model, self.task.input_shape)
             store.write_with(saved, lambda path: networks.save(network, path))
@@ -241,8 +242,7 @@ class Job:
 
     def epochs(self, index: int, total: int) -> float:
         """Epochs of one step: the last one gets most, an extra round after it a quarter of that."""
-        images = len(self.task.train_loader(1, self.request.seed))
-        whole = self.request.distil_epochs(images)
+        whole = self.request.distil_epochs(len(self.task.data.train))
         if total == 1:
             return whole if index == 0 else whole / 4
         if index < total - 1:
@@ -354,8 +354,9 @@ def _opened(request: Request, folder: Path, resume: bool) -> store.Run | None:
 
 
 def _model(request: Request, task: Task) -> nn.Module:
-    return load_model(
-        request.model, Path(request.weights) if request.weights else None,
-        num_classes=request.num_classes or (task.num_classes if ":" in request.model else None),
-        in_channels=task.input_shape[0],
-    )  # fmt: skip
+    weights = Path(request.weights) if request.weights else None
+    classes = request.num_classes or task.num_classes
+    with warnings.catch_warnings():
+        if request.train:
+            warnings.simplefilter("ignore", RandomWeightsWarning)
+        return load_model(request.model, weights, num_classes=classes, in_channels=task.input_shape[0])

@@ -11,6 +11,8 @@ from typing import Any
 from cpd_edge.errors import StoreError, UsageError
 from cpd_edge.types import Budget
 
+SCORES = ("fisher", "taylor", "magnitude")
+
 IMAGES_SEEN = 200_000
 """Training images of a whole run, over which the default number of epochs is computed."""
 
@@ -37,9 +39,9 @@ class Request:
         device, runtime, threads: where and on what the engine runs.
         epochs: epochs of distillation in all; None: as many as show about 200,000 images, 3 to 30.
         steps: prunings, with distillation after each.
-        batch: training batch.
+        batch: training batch; None: 16 to 128, as the training set is large.
         lr, temperature, alpha: of the distillation.
-        score: `taylor` or `magnitude`.
+        score: `fisher` (derivatives of the divergence from the network itself), `taylor` (of the loss) or `magnitude`.
         calibration_batches: batches that scores and batch-norm statistics see.
         samples: networks measured for the table, at most.
         rounds: most build-and-measure rounds of the loop.
@@ -61,11 +63,11 @@ class Request:
     threads: int = 1
     epochs: float | None = None
     steps: int = 2
-    batch: int = 64
-    lr: float = 1e-3
+    batch: int | None = None
+    lr: float = 3e-3
     temperature: float = 2.0
     alpha: float = 0.7
-    score: str = "taylor"
+    score: str = "fisher"
     calibration_batches: int = 16
     samples: int = 48
     rounds: int = 4
@@ -78,10 +80,11 @@ class Request:
             raise UsageError(f"unknown device {self.device!r}", hint="this version measures on this machine: --device local")
         if self.runtime != "onnxruntime":
             raise UsageError(f"unknown runtime {self.runtime!r}", hint="this version builds for: --runtime onnxruntime")
-        if self.score not in ("taylor", "magnitude"):
-            raise UsageError(f"unknown score {self.score!r}", hint="give --score taylor or --score magnitude")
-        for name, least in (("threads", 1), ("steps", 1), ("batch", 1), ("calibration_batches", 1), ("samples", 8), ("rounds", 1)):
-            if getattr(self, name) < least:
+        if self.score not in SCORES:
+            raise UsageError(f"unknown score {self.score!r}", hint=f"give --score {', '.join(SCORES)}")
+        least_of = {"threads": 1, "steps": 1, "batch": 1, "calibration_batches": 1, "samples": 8, "rounds": 1}
+        for name, least in least_of.items():
+            if (getattr(self, name) or least) < least or getattr(self, name) == 0:
                 raise UsageError(f"{name.replace('_', ' ')} of {getattr(self, name)}: at least {least}")
         if self.epochs is not None and self.epochs < 0:
             raise UsageError(f"epochs of {self.epochs}: it must be 0 or more")
@@ -110,6 +113,10 @@ class Request:
         if differ:
             said = ", ".join(f"{k} was {recorded[k]!r}, now {mine[k]!r}" for k in differ[:4])
             raise StoreError(f"the run to resume was asked for something else: {said}", hint="give the same settings, or a new --out")
+
+    def training_batch(self, images: int) -> int:
+        """The training batch, for a training set of so many images: a power of two."""
+        return self.batch if self.batch is not None else 2 ** min(7, max(4, (images // 45).bit_length() - 1))
 
     def distil_epochs(self, images: int) -> float:
         """Epochs of distillation in all, for a training set of so many images."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from cpd_edge import network as networks
 from cpd_edge import store
@@ -18,6 +19,7 @@ from cpd_edge.comb import comb
 from cpd_edge.cut import cut, expand
 from cpd_edge.distil.judge import recalibrate
 from cpd_edge.distil.train import distil
+from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
 from cpd_edge.layout import Keep
 from cpd_edge.network import Network
@@ -30,6 +32,9 @@ from cpd_edge.solve.problem import plan_from, problem_from
 from cpd_edge.types import Importance, Plan
 
 Progress = Callable[[str, float, str], None]
+
+TRUST = 0.4
+"""Least share of a group's units that one step leaves."""
 
 BIG_BATCH = 128
 """Batch for statistics: recalibration and scores."""
@@ -55,12 +60,19 @@ def plan_for(
 ) -> Plan:
     """The best plan inside a limit in the table's milliseconds, nested in the student's own.
 
+    Scores hold near the network that they were taken on, so a step leaves each group `TRUST` of its units, unless
+    the limit asks for more.
+
     Raises:
         InfeasibleError: no plan meets the limit.
     """
-    at_most = student.plan.widths if student else None
-    problem = problem_from(table, importance, limit_ms, at_most=at_most)
-    return plan_from(solve(problem, gap=1e-4, time_limit_s=20), importance, limit_ms)
+    at_most = student.plan.widths if student else subject.widths
+    near = {name: max(1, round(n * TRUST)) for name, n in at_most.items()}
+    try:
+        found = solve(problem_from(table, importance, limit_ms, at_most=at_most, at_least=near), time_limit_s=20)
+    except InfeasibleError:
+        found = solve(problem_from(table, importance, limit_ms, at_most=at_most), time_limit_s=20)
+    return plan_from(found, importance, limit_ms)
 
 
 def importance_of(subject: Subject, student: Student | None, task: Task, request: Request) -> Importance:
@@ -83,7 +95,14 @@ def _scores(network: Network, subject: Subject | None, task: Task, request: Requ
     if request.score == "magnitude":
         return magnitude(network.state_dict(), combed.groups)
     loader = task.train_loader(BIG_BATCH, request.seed)
-    return taylor(network, combed.groups, loader, task.loss, request.calibration_batches)
+    return taylor(network, combed.groups, loader, loss_of(task, request), request.calibration_batches)
+
+
+def loss_of(task: Task, request: Request) -> Callable[[object, Tensor], Tensor]:
+    """The loss whose derivatives score units: against labels (`taylor`), or against the network itself (`fisher`)."""
+    if request.score == "taylor":
+        return task.loss
+    return lambda outputs, targets: task.own_loss(outputs, targets, request.temperature)
 
 
 def cut_student(subject: Subject, student: Student | None, plan: Plan, task: Task, request: Request) -> Student:
@@ -102,7 +121,7 @@ def teach(
     if epochs <= 0:
         return student
     rows = distil(
-        student.network, subject.network.clone(), task, epochs=epochs, batch=request.batch, lr=request.lr,
+        student.network, subject.network.clone(), task, epochs=epochs, batch=request.training_batch(len(task.data.train)), lr=request.lr,
         temperature=request.temperature, alpha=request.alpha, seed=request.seed + step, checkpoint=checkpoint,
         progress=lambda fraction, text: progress("distil", fraction, f"step {step + 1}: {text}"),
     )  # fmt: skip

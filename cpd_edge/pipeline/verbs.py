@@ -23,7 +23,7 @@ from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.job import ISOLATED_S
 from cpd_edge.pipeline.outcome import interval_from, macs_at
 from cpd_edge.pipeline.request import Request, tables_root
-from cpd_edge.pipeline.steps import BIG_BATCH
+from cpd_edge.pipeline.steps import BIG_BATCH, loss_of
 from cpd_edge.pipeline.subject import Subject, comb_record
 from cpd_edge.profile.regions import find_regions
 from cpd_edge.profile.sample import profile as profile_widths
@@ -86,7 +86,7 @@ def solve(folder: Path, budget: Budget | None) -> dict[str, Any]:
     else:
         task = load_task(request.data, seed=request.seed, image_size=request.image_size)
         loader = task.train_loader(BIG_BATCH, request.seed)
-        importance = taylor(network, groups, loader, task.loss, request.calibration_batches)
+        importance = taylor(network, groups, loader, loss_of(task, request), request.calibration_batches)
     limit_of = budget or request.budget
     dense = interval_from(run.record["dense_latency_ms"])
     pace = dense.estimate / table.predict(groups.widths)

@@ -195,9 +195,16 @@ def candidate_widths(low: int, high: int, most: int) -> Ints:
 
 
 def losses(importance: npt.NDArray[np.float64], widths: Ints) -> Floats:
-    """Importance removed when the `w` most important units stay, for each `w`: sums of the smallest."""
-    total = np.concatenate([[0.0], np.cumsum(np.sort(importance))])
-    return np.asarray(total[len(importance) - widths], np.float64)
+    """Loss expected when the `w` most important units stay, for each `w`: `-T log(kept / T)` of the group's total T.
+
+    To first order that is the sum of what is removed. Beyond it the loss grows faster than the sum, and without
+    bound for the last unit: what remains must carry what has gone, which scores taken one unit at a time do not see.
+    """
+    gone = np.concatenate([[0.0], np.cumsum(np.sort(importance))])[len(importance) - widths]
+    total = float(importance.sum())
+    if total <= 0:
+        return np.zeros(len(widths))
+    return np.asarray(-total * np.log(np.maximum(1 - gone / total, 1e-12)), np.float64)
 
 
 def problem_from(
@@ -207,6 +214,7 @@ def problem_from(
     *,
     max_candidates: int = 16,
     at_most: Widths | None = None,
+    at_least: Widths | None = None,
 ) -> Problem:
     """The problem that a table and importances pose for a limit.
 
@@ -216,6 +224,7 @@ def problem_from(
         limit_ms: latency limit [ms].
         max_candidates: most widths to choose from, per group.
         at_most: widest width allowed by group, such as what a previous round kept.
+        at_least: narrowest width allowed by group, where scores are not to be trusted further.
 
     Raises:
         BudgetError: the limit is not above 0.
@@ -232,6 +241,7 @@ def problem_from(
             )
         low, high = table.ranges[group]
         high = min(high, (at_most or {}).get(group, high))
+        low = max(low, (at_least or {}).get(group, low))
         candidates[group] = candidate_widths(min(low, high), high, max_candidates)
         loss[group] = losses(np.asarray(values, np.float64), candidates[group])
     costs, sums, fixed_ms = [], {}, table.fixed_ms

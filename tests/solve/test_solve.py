@@ -220,20 +220,31 @@ def test_three_groups_become_an_exact_grid() -> None:
 
 
 def test_the_plan_keeps_the_most_important_units() -> None:
-    """Kept units are the top ones, ascending, as many as the width says, and the loss is the rest's sum."""
+    """Kept units are the top ones, ascending, as many as the width says; their loss is no less than the rest's sum."""
     table, importance = dense_block(3)
     problem = problem_from(table, importance, 1.0, at_most={"g1": 20})
     found = solve(replace(problem, limit_ms=0.7 * problem.latency_ms(problem.dense)))
     plan = plan_from(found, importance, 0.5)
     assert plan.widths == found.widths
     assert plan.widths["g1"] <= 20
-    removed = 0.0
+    removed = expected = 0.0
     for group, values in importance.by_group.items():
         left = np.setdiff1d(np.arange(32), plan.keep[group])
         assert not len(left) or values[left].max() <= values[list(plan.keep[group])].min()
         assert list(plan.keep[group]) == sorted(plan.keep[group])
         removed += values[left].sum()
-    assert removed == pytest.approx(plan.objective)
+        expected += losses(values, np.asarray([plan.widths[group]]))[0]
+    assert plan.objective == pytest.approx(expected)
+    assert plan.objective >= removed - 1e-9
+
+
+def test_a_small_loss_is_the_sum_of_what_is_removed() -> None:
+    """To first order the loss of a width is the importance of the units that go; it never falls as more go."""
+    values = np.random.default_rng(2).lognormal(0, 1, 1000)
+    loss = losses(values, np.arange(1, 1001))
+    assert loss[-1] == 0
+    assert (np.diff(loss) <= 0).all()
+    assert loss[-2] == pytest.approx(values.min(), rel=1e-3)
 
 
 @pytest.mark.parametrize(("units", "most"), [(1, 16), (10, 16), (16, 16), (64, 16), (100, 16), (2048, 16), (33, 4)])
