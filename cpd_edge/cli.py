@@ -18,17 +18,22 @@ from cpd_edge.errors import CpdError
 from cpd_edge.types import EXIT_CODES, Budget
 
 if TYPE_CHECKING:
-    from cpd_edge.pipeline.request import Request
+    pass
 
 app = typer.Typer(
     help="Prune a trained torch vision model until its engine meets a latency budget, as measured on the device.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-)  # fmt: skip
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 INTERRUPTED = 130
 
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME, FILE.py:FACTORY or FILE.pt2")]
-Data = Annotated[str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:DIR, segfolder:DIR or FILE.py:FACTORY")]
+Data = Annotated[
+    str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:DIR, segfolder:DIR or FILE.py:FACTORY")
+]
 Weights = Annotated[str | None, typer.Option("--weights", help="state dict (.pt, .pth, .safetensors), or 'pretrained'")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout and nothing else")]
 Threads = Annotated[int, typer.Option("--threads", help="threads of the engine")]
@@ -44,7 +49,9 @@ def prune(
     model: Model,
     data: Data,
     budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")] = None,
-    speedup: Annotated[float | None, typer.Option("--speedup", help="limit as a speed-up over the dense engine")] = None,
+    speedup: Annotated[
+        float | None, typer.Option("--speedup", help="limit as a speed-up over the dense engine")
+    ] = None,
     quantile: Quantile = 0.5,
     tolerance: Annotated[float, typer.Option(help="how far below the limit is near enough")] = 0.05,
     device: Device = "local",
@@ -52,7 +59,9 @@ def prune(
     threads: Threads = 1,
     weights: Weights = None,
     num_classes: NumClasses = None,
-    image_size: Annotated[int | None, typer.Option(help="height and width that folders of images are scaled to")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="height and width that folders of images are scaled to")
+    ] = None,
     data_root: Annotated[str | None, typer.Option(help="where downloaded data sets lie")] = None,
     train: Annotated[bool, typer.Option("--train", help="train the model on the data first")] = False,
     train_epochs: Annotated[float, typer.Option(help="epochs of that training")] = 10.0,
@@ -83,11 +92,31 @@ def prune(
         from cpd_edge.pipeline.request import Request, tables_root
 
         request = Request(
-            model=model, data=data, budget=limit, weights=weights, num_classes=num_classes, image_size=image_size,
-            data_root=data_root, train=train, train_epochs=train_epochs, device=device, runtime=runtime, threads=threads,
-            epochs=epochs, steps=steps, batch=batch, lr=lr, temperature=temperature, alpha=alpha, score=score,
-            samples=samples, rounds=rounds, parity=parity, seed=seed, profiles=profiles or str(tables_root()),
-        )  # fmt: skip
+            model=model,
+            data=data,
+            budget=limit,
+            weights=weights,
+            num_classes=num_classes,
+            image_size=image_size,
+            data_root=data_root,
+            train=train,
+            train_epochs=train_epochs,
+            device=device,
+            runtime=runtime,
+            threads=threads,
+            epochs=epochs,
+            steps=steps,
+            batch=batch,
+            lr=lr,
+            temperature=temperature,
+            alpha=alpha,
+            score=score,
+            samples=samples,
+            rounds=rounds,
+            parity=parity,
+            seed=seed,
+            profiles=profiles or str(tables_root()),
+        )
         folder = out or new_folder(model)
         command = shlex.join(["cpd-edge", *sys.argv[1:]])
         try:
@@ -101,9 +130,12 @@ def prune(
 
 @app.command()
 def comb(
-    model: Model, input_shape: InputShape = "3,224,224", weights: Weights = None, num_classes: NumClasses = None,
+    model: Model,
+    input_shape: InputShape = "3,224,224",
+    weights: Weights = None,
+    num_classes: NumClasses = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show what can be removed together, and what is frozen and why."""
     with told(as_json):
         from cpd_edge.pipeline.verbs import comb as work
@@ -114,20 +146,33 @@ def comb(
 
 @app.command()
 def profile(
-    model: Model, input_shape: InputShape = "3,224,224", weights: Weights = None, num_classes: NumClasses = None,
-    device: Device = "local", threads: Threads = 1,
+    model: Model,
+    input_shape: InputShape = "3,224,224",
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    device: Device = "local",
+    threads: Threads = 1,
     samples: Annotated[int, typer.Option(help="networks to measure, at most")] = 48,
     profiles: Annotated[str | None, typer.Option(help="folder of measured tables")] = None,
-    seed: Seed = 0, as_json: Json = False,
-) -> None:  # fmt: skip
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
     """Measure the latency table of MODEL on the device."""
     with told(as_json) as (_, progress):
         from cpd_edge.pipeline.verbs import profile as work
 
         found = work(
-            model, shape(input_shape), weights, num_classes, device=device, threads=threads, samples=samples, seed=seed,
-            profiles=profiles, progress=progress,
-        )  # fmt: skip
+            model,
+            shape(input_shape),
+            weights,
+            num_classes,
+            device=device,
+            threads=threads,
+            samples=samples,
+            seed=seed,
+            profiles=profiles,
+            progress=progress,
+        )
     show(found, as_json, profile_text)
 
 
@@ -135,7 +180,9 @@ def profile(
 def solve(
     run: Annotated[Path, typer.Argument(help="run folder")],
     budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")] = None,
-    speedup: Annotated[float | None, typer.Option("--speedup", help="limit as a speed-up over the dense engine")] = None,
+    speedup: Annotated[
+        float | None, typer.Option("--speedup", help="limit as a speed-up over the dense engine")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Solve a run's table for another budget: what would it take, and what would be left?"""
@@ -165,9 +212,17 @@ def bench(
         from cpd_edge.pipeline.verbs import bench as work
 
         found = work(
-            engine, against, budget_ms=budget_ms, quantile=quantile, threads=threads, limit_s=limit_s, target=target,
-            period_ms=period_ms, out=out, progress=progress,
-        )  # fmt: skip
+            engine,
+            against,
+            budget_ms=budget_ms,
+            quantile=quantile,
+            threads=threads,
+            limit_s=limit_s,
+            target=target,
+            period_ms=period_ms,
+            out=out,
+            progress=progress,
+        )
     show(found, as_json, bench_text)
     raise typer.Exit(EXIT_CODES.get(found.get("verdict", "PASS"), 0))
 
@@ -219,9 +274,13 @@ def told(as_json: bool) -> Iterator[tuple[Callable[[str], None], Callable[[str, 
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     bar = Progress(
-        TextColumn("{task.description:<16}"), BarColumn(24), TimeElapsedColumn(), TextColumn("{task.fields[text]}"),
-        console=console, transient=True,
-    )  # fmt: skip
+        TextColumn("{task.description:<16}"),
+        BarColumn(24),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+        transient=True,
+    )
     rows: dict[str, Any] = {}
     begun: dict[str, float] = {}
 
@@ -267,19 +326,25 @@ def span(interval: dict[str, Any] | None, unit: str = "ms") -> str:
     return f"{interval['estimate']:.4g} {unit} [{low}, {high}]"
 
 
+def ratios(r: dict[str, Any]) -> str:
+    """What stands beside every speed-up."""
+    return f"{r['macs_ratio']:.2f} x fewer MACs and {r['params_ratio']:.2f} x fewer parameters"
+
+
 def summary(r: dict[str, Any]) -> str:
     """The last lines of `prune`."""
     percent = [f"{r[k]:.4f}" for k in ("metric_dense", "metric_pruned")]
     return "\n".join(
         [
             f"{r['verdict']}: {r['reason']}",
-            f"  latency   p{100 * r['quantile']:g} {span(r['latency_ms'])} against {r['budget_ms']:.4g} ms; dense {span(r['dense_latency_ms'])}",
-            f"  speed-up  {span(r['speedup'], 'x')} measured, with {r['macs_ratio']:.2f} x fewer MACs and {r['params_ratio']:.2f} x fewer parameters",
+            f"  latency   p{100 * r['quantile']:g} {span(r['latency_ms'])} against {r['budget_ms']:.4g} ms",
+            f"  dense     p{100 * r['quantile']:g} {span(r['dense_latency_ms'])}",
+            f"  speed-up  {span(r['speedup'], 'x')} measured, with {ratios(r)}",
             f"  {r['metric']:<9} {percent[0]} dense, {percent[1]} pruned (as deployed)",
             f"  predicted {r['predicted_ms']:.4g} ms, gap {r['gap']:.2%}, rounds {r['rounds']}",
             f"  report    {Path(r['run']) / 'report.html'}",
         ]
-    )  # fmt: skip
+    )
 
 
 def comb_text(r: dict[str, Any]) -> str:
@@ -287,10 +352,13 @@ def comb_text(r: dict[str, Any]) -> str:
     lines = [f"{g['units']:6d} units  {'exact  ' if g['exact'] else 'inexact'}  {g['name']}" for g in r["groups"]]
     lines += ["frozen:"] if r["frozen"] else []
     lines += [
-        f"{f['units']:6d} units  {f['axis']}: {f['reason']}{' at ' + f['source'] if f['source'] else ''}, {f['params']:,} parameters"
+        f"{f['units']:6d} units  {f['axis']}: {f['reason']}{f' at {where}' if (where := f['source']) else ''}, "
+        f"{f['params']:,} parameters"
         for f in r["frozen"]
     ]
-    return "\n".join([*lines, f"{len(r['groups'])} groups; {r['prunable_params_fraction']:.1%} of the parameters can be cut"])
+    return "\n".join(
+        [*lines, f"{len(r['groups'])} groups; {r['prunable_params_fraction']:.1%} of the parameters can be cut"]
+    )
 
 
 def profile_text(r: dict[str, Any]) -> str:
@@ -307,7 +375,8 @@ def solve_text(r: dict[str, Any]) -> str:
     widths = "\n".join(f"  {name:<40} {was:5d} -> {now}" for name, (was, now) in r["widths"].items())
     return (
         f"predicted {r['predicted_ms']:.4g} ms for a limit of {r['limit_ms']:.4g} ms; objective {r['objective']:.4g}, "
-        f"bound {r['bound']:.4g}, gap {r['gap']:.2%}, {r['seconds']:.2f} s; {r['macs_ratio']:.2f} x fewer MACs\n{widths}"
+        f"bound {r['bound']:.4g}, gap {r['gap']:.2%}, {r['seconds']:.2f} s; "
+        f"{r['macs_ratio']:.2f} x fewer MACs\n{widths}"
     )
 
 

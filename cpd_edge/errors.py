@@ -1,16 +1,16 @@
 """The error tree. Every error says what, where, got against wanted, and what to type next.
 
-    CpdError
-    ├── UsageError            the request cannot be met as typed            exit code 2
-    │   ├── ModelError        unknown model, weights that do not fit, not exportable
-    │   ├── DataError         data missing, unreadable, or with the wrong classes
-    │   ├── BudgetError       budget that is no budget
-    │   └── RuntimeMissing    a runtime that is not installed
-    ├── InfeasibleError       no plan meets the budget; names the floor     exit code 1
-    ├── ParityError           engine and torch disagree                     exit code 1
-    ├── TableError            a latency table lacks, or contradicts, what is asked
-    ├── StoreError            a run folder that cannot be read or resumed   exit code 2
-    └── EnvironmentMismatch   numbers from different environments           exit code 4
+CpdError
+├── UsageError            the request cannot be met as typed            exit code 2
+│   ├── ModelError        unknown model, weights that do not fit, not exportable
+│   ├── DataError         data missing, unreadable, or with the wrong classes
+│   ├── BudgetError       budget that is no budget
+│   └── RuntimeMissing    a runtime that is not installed
+├── InfeasibleError       no plan meets the budget; names the floor     exit code 1
+├── ParityError           engine and torch disagree                     exit code 1
+├── TableError            a latency table lacks, or contradicts, what is asked
+├── StoreError            a run folder that cannot be read or resumed   exit code 2
+└── EnvironmentMismatch   numbers from different environments           exit code 4
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ class Sum:
 
     @cached_property
     def extent(self) -> int:
+        """Indices of the dim at full width."""
         return sum(p.extent for p in self.parts)
 
 
@@ -54,6 +55,7 @@ class Prod:
 
     @cached_property
     def extent(self) -> int:
+        """Indices of the dim at full width."""
         out = 1
         for p in self.parts:
             out *= p.extent

@@ -114,7 +114,8 @@ class Run:
         found = self.record.get("format")
         if found != FORMAT:
             raise StoreError(
-                f"{folder}: run format {found}, this version reads {FORMAT}", hint="upgrade with: pip install -U cpd-edge"
+                f"{folder}: run format {found}, this version reads {FORMAT}",
+                hint="upgrade with: pip install -U cpd-edge",
             )
 
     @classmethod
@@ -125,7 +126,9 @@ class Run:
             StoreError: the folder already holds a run.
         """
         if (folder / "run.json").exists():
-            raise StoreError(f"{folder} already holds a run", hint="add --resume to go on with it, or give another --out")
+            raise StoreError(
+                f"{folder} already holds a run", hint="add --resume to go on with it, or give another --out"
+            )
         write_json(folder / "run.json", {"format": FORMAT, "run": str(folder), "request": request, "seconds": {}})
         return cls(folder)
 
@@ -148,6 +151,6 @@ class Run:
 
 def measurement_from(data: Mapping[str, Any]) -> Measurement:
     """A measurement from its JSON form."""
-    arrays = {k: np.asarray(data[k], np.int64) for k in ("samples_ns", "starts_ns", "blocks")}
+    arrays: dict[str, Any] = {k: np.asarray(data[k], np.int64) for k in ("samples_ns", "starts_ns", "blocks")}
     rest = {k: data[k] for k in ("name", "environment", "steady", "stop", "interference")}
     return Measurement(**arrays, **rest)

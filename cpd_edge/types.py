@@ -106,13 +106,17 @@ class Budget:
 
     def __post_init__(self) -> None:
         if (self.limit_ms is None) == (self.speedup is None):
-            raise BudgetError("a budget is either milliseconds or a speed-up", hint="give --budget-ms MS or --speedup X")
+            raise BudgetError(
+                "a budget is either milliseconds or a speed-up", hint="give --budget-ms MS or --speedup X"
+            )
         if self.limit_ms is not None and not (math.isfinite(self.limit_ms) and self.limit_ms > 0):
             raise BudgetError(f"budget of {self.limit_ms} ms: it must be above 0", hint="for example --budget-ms 12")
         if self.speedup is not None and not (math.isfinite(self.speedup) and self.speedup > 0):
             raise BudgetError(f"speed-up of {self.speedup}: it must be above 0", hint="for example --speedup 2")
         if not 0 < self.quantile < 1:
-            raise BudgetError(f"quantile {self.quantile}: it must lie between 0 and 1", hint="for example --quantile 0.99")
+            raise BudgetError(
+                f"quantile {self.quantile}: it must lie between 0 and 1", hint="for example --quantile 0.99"
+            )
         if not 0 < self.tolerance < 1:
             raise BudgetError(f"tolerance {self.tolerance}: it must lie between 0 and 1", hint="for example 0.05")
 
@@ -202,7 +206,7 @@ class Plan:
         keep: ascending kept units by group name; a group that is absent stays whole.
         limit_ms: latency limit that was solved for [ms].
         predicted_ms: latency the table predicts, fixed part included [ms].
-        objective: importance removed (lower is better).
+        objective: loss expected from what was removed (lower is better).
         bound: proven lower bound of the objective.
         gap: relative gap between the two.
         seconds: time to solve.

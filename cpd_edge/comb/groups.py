@@ -40,9 +40,7 @@ def settle(relation: Relation) -> Combed:
 
     parameters = {name: named(dims) for name, dims in parameters.items()}
     values = {name: named(dims) for name, dims in relation.of.items() if isinstance(dims, tuple)}
-    arguments = tuple(
-        replace(a, layout=_rename(resolve(a.layout), names)) for a in relation.shape_arguments
-    )
+    arguments = tuple(replace(a, layout=_rename(resolve(a.layout), names)) for a in relation.shape_arguments)
     frozen = {names.get(axis, axis): why for axis, why in relation.axes.frozen.items()}
     inexact = {names.get(axis, axis) for axis in relation.axes.inexact}
     return Combed(

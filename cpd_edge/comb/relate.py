@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from cpd_edge.comb.axes import UNIT, Axes, Misaligned
-from cpd_edge.network import Network, ShapeArgument, op_name, source_line
 from cpd_edge.layout import Layout, Prod
+from cpd_edge.network import Network, ShapeArgument, op_name, source_line
 
 Dims: TypeAlias = tuple[Layout, ...]
 Rule: TypeAlias = "Callable[[Relation, fx.Node], Dims | list[Dims]]"
@@ -164,7 +164,9 @@ def _fixed(relation: Relation, node: fx.Node, reason: str) -> Dims | list[Dims]:
         return tuple(relation.axes.fixed(n, reason, source_line(node)) for n in shape_of(value))
     if isinstance(value, (tuple, list)):
         return [
-            tuple(relation.axes.fixed(n, reason, source_line(node)) for n in shape_of(v)) if isinstance(v, Tensor) else ()
+            tuple(relation.axes.fixed(n, reason, source_line(node)) for n in shape_of(v))
+            if isinstance(v, Tensor)
+            else ()
             for v in value
         ]
     return ()
@@ -174,7 +176,9 @@ def _parameter(relation: Relation, node: fx.Node) -> None:
     name = str(node.target)
     if name not in relation.parameters:
         tensor = _fetch(relation.network, name)
-        relation.parameters[name] = tuple(relation.axes.new(n) for n in tensor.shape) if isinstance(tensor, Tensor) else ()
+        relation.parameters[name] = (
+            tuple(relation.axes.new(n) for n in tensor.shape) if isinstance(tensor, Tensor) else ()
+        )
     relation.of[node.name] = relation.parameters[name]
 
 
@@ -227,4 +231,3 @@ def _protect_outputs(relation: Relation, node: fx.Node) -> None:
         found = relation.of[source.name]
         for dims in found if isinstance(found, list) else [found]:
             relation.freeze(source, dims, "network output")
-

@@ -50,8 +50,8 @@ def spatial(r: Relation, n: fx.Node, lead: Dims) -> Dims:
 
 
 @register_rule(
-    "relu", "relu6", "hardtanh", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu", "selu",
-    "celu", "mish", "softplus", "softsign", "logsigmoid", "log_sigmoid", "clamp", "clamp_min", "clamp_max", "dropout",
+    "relu", "relu6", "hardtanh", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu",
+    "selu", "celu", "mish", "softplus", "softsign", "log_sigmoid", "clamp", "clamp_min", "clamp_max", "dropout",
     "feature_dropout", "alias", "clone", "contiguous", "to", "_to_copy", "detach", "detach_", "exp", "log", "sqrt",
     "rsqrt", "square", "neg", "abs", "reciprocal", "erf", "sin", "cos", "floor", "round", "sign", "lift_fresh_copy",
     "zeros_like", "ones_like", "bitwise_not", "logical_not", "type_as", "float",
@@ -251,8 +251,10 @@ def reduction(r: Relation, n: fx.Node) -> Dims:
 
 @register_rule(
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "max_pool2d_with_indices",
-    "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "_upsample_nearest_exact2d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "max_pool2d_with_indices",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d",
+    "_upsample_nearest_exact2d",
 )  # fmt: skip
 def resample(r: Relation, n: fx.Node) -> Dims | list[Dims]:
     """Space changes, batch and channels pass; a pooling may give indices beside values."""
@@ -272,7 +274,9 @@ def pad(r: Relation, n: fx.Node) -> Dims:
     return tuple(a if a.extent == s else r.axes.fixed(s, "padded") for a, s in zip(x, new, strict=True))
 
 
-@register_rule("view", "reshape", "_unsafe_view", "unflatten", "flatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
+@register_rule(
+    "view", "reshape", "_unsafe_view", "unflatten", "flatten", "squeeze", "unsqueeze", "view_as", "reshape_as"
+)
 def reshape(r: Relation, n: fx.Node) -> Dims:
     out = r.reshape(r.dims(n.args[0]), shape(n))
     name = n.target._schema.name.split("::")[-1]  # type: ignore[union-attr]
@@ -391,7 +395,9 @@ def slice_(r: Relation, n: fx.Node) -> Dims:
     total = x[dim].extent
     if size[dim] == total:
         return x
-    start, end, step = (argument(n, i, name, default) for i, name, default in ((2, "start", 0), (3, "end", total), (4, "step", 1)))
+    start, end, step = (
+        argument(n, i, name, default) for i, name, default in ((2, "start", 0), (3, "end", total), (4, "step", 1))
+    )
     if step != 1 or not isinstance(start, int) or not isinstance(end, int):
         r.freeze(n, [x[dim]], "sliced with a step or a computed bound")
         return (*x[:dim], r.axes.fixed(size[dim], "sliced"), *x[dim + 1 :])
@@ -421,4 +427,3 @@ def channel_shuffle(r: Relation, n: fx.Node) -> Dims:
     outer, inner = r.axes.factor(x[1], [groups, x[1].extent // groups])
     r.shape_argument(n, (1,), outer)
     return (x[0], Prod((inner, outer)), *x[2:])
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def check(groups: Groups, keep: Keep) -> None:
             raise ValueError(f"no group is called {name!r}; there are {[g.name for g in groups.groups][:8]}") from None
         if len(units) == 0:
             raise ValueError(f"group {name}: at least one of its {group.units} units must stay")
-        if any(b <= a for a, b in zip(units, units[1:], strict=False)) or units[0] < 0 or units[-1] >= group.units:
+        if any(b <= a for a, b in pairwise(units)) or units[0] < 0 or units[-1] >= group.units:
             raise ValueError(f"group {name}: kept units must ascend within 0..{group.units - 1}, got {list(units)[:8]}")
 
 

@@ -34,7 +34,11 @@ class Parity:
 
 
 def check_parity(
-    network: nn.Module, engine: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], images: Tensor, tolerance: float, name: str
+    network: nn.Module,
+    engine: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
+    images: Tensor,
+    tolerance: float,
+    name: str,
 ) -> Parity:
     """Compares the first output of engine and torch on `images` `[b, c, h, w]`.
 

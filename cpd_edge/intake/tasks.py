@@ -93,7 +93,7 @@ class Task:
         """Cross-entropy with labels drawn from the network's own softened prediction, ignored pixels aside [nats].
 
         Squared gradients of it estimate the Fisher information, which is the curvature of the divergence from the
-        network as it is (Martens, 2020): it does not vanish where the training loss has, as that of the true labels does.
+        network as it is (Martens, 2020). It does not vanish where the training loss has, as that of true labels does.
         """
         logits = self.logits(outputs, targets.shape[1:]) / temperature
         with torch.no_grad():

@@ -90,9 +90,14 @@ class Job:
             if self.request.train:
                 with self.stage("train") as tell:
                     train(
-                        model, self.task, epochs=self.request.train_epochs,
-                        batch=self.request.training_batch(len(self.task.data.train)), seed=self.request.seed, checkpoint=self.checkpoints / "dense.pt", progress=tell,
-                    )  # fmt: skip
+                        model,
+                        self.task,
+                        epochs=self.request.train_epochs,
+                        batch=self.request.training_batch(len(self.task.data.train)),
+                        seed=self.request.seed,
+                        checkpoint=self.checkpoints / "dense.pt",
+                        progress=tell,
+                    )
             network = networks.trace(model, self.task.input_shape)
             store.write_with(saved, lambda path: networks.save(network, path))
         with self.stage("comb"):
@@ -108,7 +113,12 @@ class Job:
         Raises:
             ParityError: engine and torch differ by more than the tolerance on real inputs.
         """
-        provenance = {"run": self.run.folder.name, "model": self.request.model, "data": self.request.data, "engine": name}
+        provenance = {
+            "run": self.run.folder.name,
+            "model": self.request.model,
+            "data": self.request.data,
+            "engine": name,
+        }
         model = finish(export_onnx(network).model, provenance)
         data = bytes(model.SerializeToString())
         images, _ = next(iter(self.task.val_loader(32)))
@@ -138,10 +148,18 @@ class Job:
         folder = table_folder(Path(self.request.profiles), key)
         with self.stage("profile") as tell:
             table = profile(
-                subject.build, subject.regions, subject.widths, subject.runner, key, model=subject.dense_onnx,
-                samples=self.request.samples, seed=self.request.seed, folder=folder, isolated_seconds=ISOLATED_S,
+                subject.build,
+                subject.regions,
+                subject.widths,
+                subject.runner,
+                key,
+                model=subject.dense_onnx,
+                samples=self.request.samples,
+                seed=self.request.seed,
+                folder=folder,
+                isolated_seconds=ISOLATED_S,
                 progress=tell,
-            )  # fmt: skip
+            )
             table.save(self.run / "table.json")
         return table
 
@@ -151,7 +169,9 @@ class Job:
         with contextlib.closing(OnnxRunner(self.run / f"{name}.onnx", threads=self.request.threads)) as runner:
             yield runner
 
-    def window(self, candidate: bytes, protocol: Protocol, tell: Callable[[float, str], None], keep: bool) -> aim.Window:
+    def window(
+        self, candidate: bytes, protocol: Protocol, tell: Callable[[float, str], None], keep: bool
+    ) -> aim.Window:
         """Times a candidate against the dense engine in ABBA blocks; keeps the raw samples if asked to."""
         budget = self.request.budget
         with self.engine("dense") as a, contextlib.closing(OnnxRunner(candidate, threads=self.request.threads)) as b:
@@ -159,10 +179,14 @@ class Job:
         if keep:
             self.run.save_measurement(found.a)
             self.run.save_measurement(found.b)
-            self.run.update(environment=found.b.environment, steady=found.a.steady and found.b.steady, stop=found.b.stop)
+            self.run.update(
+                environment=found.b.environment, steady=found.a.steady and found.b.steady, stop=found.b.stop
+            )
         return aim.judge(found, budget)
 
-    def close_loop(self, subject: Subject, table: LatencyTable, importance: Importance, student: Student | None) -> Plan:
+    def close_loop(
+        self, subject: Subject, table: LatencyTable, importance: Importance, student: Student | None
+    ) -> Plan:
         """Build, measure, refit, solve again, until the upper bound is inside the budget and within its tolerance.
 
         Returns the nearest plan that passed, or the last one tried.
@@ -222,16 +246,27 @@ class Job:
         with self.stage("distil"):
             student = cut_student(subject, student, plan, self.task, self.request)
             student = teach(
-                subject, student, self.task, self.request, epochs=epochs, step=index,
-                checkpoint=self.checkpoints / f"{name}-training.pt", progress=self._tell,
-            )  # fmt: skip
+                subject,
+                student,
+                self.task,
+                self.request,
+                epochs=epochs,
+                step=index,
+                checkpoint=self.checkpoints / f"{name}-training.pt",
+                progress=self._tell,
+            )
             save_student(self.checkpoints, name, student)
         return student
 
     def intermediate(
-        self, index: int, total: int, subject: Subject, table: LatencyTable, importance: Importance,
+        self,
+        index: int,
+        total: int,
+        subject: Subject,
+        table: LatencyTable,
+        importance: Importance,
         student: Student | None,
-    ) -> Plan:  # fmt: skip
+    ) -> Plan:
         """A plan on the way: limits shrink geometrically from the dense latency to the budget."""
         dense_ms = table.predict(subject.widths)
         dense = outcome.interval_from(self.run.record["dense_latency_ms"])
@@ -303,9 +338,11 @@ def run(
     onnxruntime()
     torch.manual_seed(request.seed)
     task = data or load_task(
-        request.data, seed=request.seed, image_size=request.image_size,
+        request.data,
+        seed=request.seed,
+        image_size=request.image_size,
         data_root=Path(request.data_root) if request.data_root else None,
-    )  # fmt: skip
+    )
     record = _opened(request, folder, resume)
     finished = record is not None and "verdict" in record.record
     if record is not None and finished:

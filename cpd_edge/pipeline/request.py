@@ -77,7 +77,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.device != "local":
-            raise UsageError(f"unknown device {self.device!r}", hint="this version measures on this machine: --device local")
+            raise UsageError(
+                f"unknown device {self.device!r}", hint="this version measures on this machine: --device local"
+            )
         if self.runtime != "onnxruntime":
             raise UsageError(f"unknown runtime {self.runtime!r}", hint="this version builds for: --runtime onnxruntime")
         if self.score not in SCORES:
@@ -112,7 +114,9 @@ class Request:
         differ = [k for k, v in mine.items() if k in recorded and recorded[k] != v and k != "profiles"]
         if differ:
             said = ", ".join(f"{k} was {recorded[k]!r}, now {mine[k]!r}" for k in differ[:4])
-            raise StoreError(f"the run to resume was asked for something else: {said}", hint="give the same settings, or a new --out")
+            raise StoreError(
+                f"the run to resume was asked for something else: {said}", hint="give the same settings, or a new --out"
+            )
 
     def training_batch(self, images: int) -> int:
         """The training batch, for a training set of so many images: a power of two."""

@@ -114,17 +114,32 @@ def cut_student(subject: Subject, student: Student | None, plan: Plan, task: Tas
 
 
 def teach(
-    subject: Subject, student: Student, task: Task, request: Request, *, epochs: float, step: int, checkpoint: Path,
+    subject: Subject,
+    student: Student,
+    task: Task,
+    request: Request,
+    *,
+    epochs: float,
+    step: int,
+    checkpoint: Path,
     progress: Progress,
-) -> Student:  # fmt: skip
+) -> Student:
     """Distils from the dense network, then adds the step's rows to the history."""
     if epochs <= 0:
         return student
     rows = distil(
-        student.network, subject.network.clone(), task, epochs=epochs, batch=request.training_batch(len(task.data.train)), lr=request.lr,
-        temperature=request.temperature, alpha=request.alpha, seed=request.seed + step, checkpoint=checkpoint,
+        student.network,
+        subject.network.clone(),
+        task,
+        epochs=epochs,
+        batch=request.training_batch(len(task.data.train)),
+        lr=request.lr,
+        temperature=request.temperature,
+        alpha=request.alpha,
+        seed=request.seed + step,
+        checkpoint=checkpoint,
         progress=lambda fraction, text: progress("distil", fraction, f"step {step + 1}: {text}"),
-    )  # fmt: skip
+    )
     history = [{**row, "prune_step": step, "predicted_ms": student.plan.predicted_ms} for row in rows]
     return Student(student.network, student.plan, (*student.history, *history))
 

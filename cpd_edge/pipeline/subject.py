@@ -106,7 +106,8 @@ def comb_record(combed: Combed, keep: Mapping[str, object] | None = None) -> dic
     kept = {name: len(units) for name, units in (keep or {}).items()}  # type: ignore[arg-type]
     return {
         "groups": [
-            {"name": g.name, "units": g.units, "kept": kept.get(g.name, g.units), "exact": g.exact} for g in groups.groups
+            {"name": g.name, "units": g.units, "kept": kept.get(g.name, g.units), "exact": g.exact}
+            for g in groups.groups
         ],
         "frozen": [store.plain(f) for f in groups.frozen],
     }

@@ -47,9 +47,18 @@ def comb(model: str, input_shape: tuple[int, ...], weights: str | None, num_clas
 
 
 def profile(
-    model: str, input_shape: tuple[int, ...], weights: str | None, num_classes: int | None, *, device: str, threads: int,
-    samples: int, seed: int, profiles: str | None, progress: Progress,
-) -> dict[str, Any]:  # fmt: skip
+    model: str,
+    input_shape: tuple[int, ...],
+    weights: str | None,
+    num_classes: int | None,
+    *,
+    device: str,
+    threads: int,
+    samples: int,
+    seed: int,
+    profiles: str | None,
+    progress: Progress,
+) -> dict[str, Any]:
     """Measures, or finds, the latency table of a model and says how well it predicts."""
     onnxruntime()
     Request(model, "", Budget(speedup=2), device=device, threads=threads, samples=samples)
@@ -60,14 +69,27 @@ def profile(
         key = {**environment_key(runner.environment), "signature": subject.signature}
     folder = table_folder(Path(profiles) if profiles else tables_root(), key)
     table = profile_widths(
-        subject.build, subject.regions, subject.widths, subject.runner, key, model=subject.dense_onnx, samples=samples,
-        seed=seed, folder=folder, isolated_seconds=ISOLATED_S,
+        subject.build,
+        subject.regions,
+        subject.widths,
+        subject.runner,
+        key,
+        model=subject.dense_onnx,
+        samples=samples,
+        seed=seed,
+        folder=folder,
+        isolated_seconds=ISOLATED_S,
         progress=lambda fraction, text: progress("profile", fraction, text),
-    )  # fmt: skip
+    )
     return {
-        "model": model, **table.report(), "regions": len(table.regions), "samples": len(table.samples),
-        "dense_ms": table.predict(subject.widths), "table": str(folder), "environment": table.key,
-    }  # fmt: skip
+        "model": model,
+        **table.report(),
+        "regions": len(table.regions),
+        "samples": len(table.samples),
+        "dense_ms": table.predict(subject.widths),
+        "table": str(folder),
+        "environment": table.key,
+    }
 
 
 def solve(folder: Path, budget: Budget | None) -> dict[str, Any]:
@@ -77,7 +99,9 @@ def solve(folder: Path, budget: Budget | None) -> dict[str, Any]:
     run = store.Run(folder)
     request = Request.from_json(run.record["request"])
     if not (run / "table.json").exists():
-        raise DataError(f"{folder} has no table yet", hint="let the run finish its profile: cpd-edge prune ... --resume")
+        raise DataError(
+            f"{folder} has no table yet", hint="let the run finish its profile: cpd-edge prune ... --resume"
+        )
     table = LatencyTable.load(run / "table.json")
     network = networks.load(run / "dense.pt2")
     groups = comb_module(network, network.input_shape).groups
@@ -94,16 +118,30 @@ def solve(folder: Path, budget: Budget | None) -> dict[str, Any]:
     plan = plan_from(solve_problem(problem_from(table, importance, limit_ms / pace)), importance, limit_ms / pace)
     macs = [macs_at(table.regions, w) for w in (groups.widths, plan.widths)]
     return {
-        "limit_ms": limit_ms, "predicted_ms": plan.predicted_ms * pace, "objective": plan.objective, "bound": plan.bound,
-        "gap": plan.gap, "seconds": plan.seconds, "macs_ratio": macs[0] / max(macs[1], 1),
+        "limit_ms": limit_ms,
+        "predicted_ms": plan.predicted_ms * pace,
+        "objective": plan.objective,
+        "bound": plan.bound,
+        "gap": plan.gap,
+        "seconds": plan.seconds,
+        "macs_ratio": macs[0] / max(macs[1], 1),
         "widths": {name: (n, plan.widths.get(name, n)) for name, n in groups.widths.items()},
-    }  # fmt: skip
+    }
 
 
 def bench(
-    engine: Path, against: Path | None, *, budget_ms: float | None, quantile: float, threads: int, limit_s: float,
-    target: float, period_ms: float | None, out: Path | None, progress: Progress,
-) -> dict[str, Any]:  # fmt: skip
+    engine: Path,
+    against: Path | None,
+    *,
+    budget_ms: float | None,
+    quantile: float,
+    threads: int,
+    limit_s: float,
+    target: float,
+    period_ms: float | None,
+    out: Path | None,
+    progress: Progress,
+) -> dict[str, Any]:
     """Times an engine, alone or paired with a reference."""
     onnxruntime()
     for path in (engine, against):

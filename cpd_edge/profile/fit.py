@@ -260,9 +260,7 @@ class _Family:
             values.append(ms[train] * weight)
         return np.asarray(nnls(np.concatenate(rows), np.concatenate(values))[0], np.float64)
 
-    def fitted(
-        self, region: Region, form: Form, train: npt.NDArray[np.bool_], pooled: Floats | None
-    ) -> Floats:
+    def fitted(self, region: Region, form: Form, train: npt.NDArray[np.bool_], pooled: Floats | None) -> Floats:
         """A region's coefficients, leaning towards the pooled ones."""
         ms = self.samples.ms[region.name]
         weight = _weights(ms)[train]

@@ -46,9 +46,7 @@ def resnet50_sized() -> Problem:
     return Problem(candidates, loss, tuple(costs), 0.1, dense / 2)
 
 
-def test_a_resnet50_sized_problem_is_solved_in_seconds(
-    benchmark: BenchmarkFixture, resnet50_sized: Problem
-) -> None:
+def test_a_resnet50_sized_problem_is_solved_in_seconds(benchmark: BenchmarkFixture, resnet50_sized: Problem) -> None:
     """37 groups of 16 widths and 54 regions: gap at most 0.1 % within 5 s."""
     found = benchmark.pedantic(solve, (resnet50_sized,), {"gap": 1e-3}, rounds=1)
     assert (len(resnet50_sized.candidates), len(resnet50_sized.costs)) == (37, 54)

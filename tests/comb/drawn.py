@@ -12,7 +12,7 @@ INPUT = (3, 8, 8)
 
 
 class Drawn(nn.Module):
-    """A chain of steps over feature maps, then flatten and a linear head. Every step is a dict entry of `self.steps`."""
+    """A chain of steps over feature maps, drawn by a seed, then flatten and a linear head."""
 
     def __init__(self, seed: int, steps: int = 5) -> None:
         super().__init__()
@@ -63,7 +63,9 @@ class Drawn(nn.Module):
 
     def _make_gate(self, name: str, rng: random.Random) -> None:
         squeezed = rng.randint(2, 4)
-        self.layers[name] = nn.Sequential(nn.Conv2d(self.channels, squeezed, 1), nn.ReLU(), nn.Conv2d(squeezed, self.channels, 1))
+        self.layers[name] = nn.Sequential(
+            nn.Conv2d(self.channels, squeezed, 1), nn.ReLU(), nn.Conv2d(squeezed, self.channels, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.layers["stem"](x))

@@ -100,7 +100,9 @@ def loose_add(r, n):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     ("operation", "mistake"), [("batch_norm", without_coupling), ("cat", swapped_concat), ("add", loose_add)]
 )
-def test_a_wrong_rule_is_caught(operation: str, mistake: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_rule_is_caught(
+    operation: str, mistake: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each seeded coupling mistake makes cut and mask differ, or the cut network fail to run."""
     monkeypatch.setitem(relate.RULES, operation, mistake)
     caught = 0
