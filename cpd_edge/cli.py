@@ -10,15 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from cpd_edge.errors import CpdError
+from cpd_edge.errors import CpdError, InfeasibleError
 from cpd_edge.types import EXIT_CODES, Budget
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="Prune a trained torch vision model until its engine meets a latency budget, as measured on the device.",
@@ -29,6 +26,12 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+
+class Interrupted(CpdError):
+    """Ctrl-C, with the command that goes on."""
+
+    exit_code = INTERRUPTED
+
 
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME, FILE.py:FACTORY or FILE.pt2")]
 Data = Annotated[
@@ -68,7 +71,7 @@ def prune(
     epochs: Annotated[float | None, typer.Option(help="epochs of distillation in all")] = None,
     steps: Annotated[int, typer.Option(help="prunings, with distillation after each")] = 2,
     batch: Annotated[int | None, typer.Option(help="training batch")] = None,
-    lr: Annotated[float, typer.Option(help="highest learning rate")] = 3e-3,
+    lr: Annotated[float, typer.Option(help="highest learning rate")] = 1e-3,
     temperature: Annotated[float, typer.Option(help="distillation temperature")] = 2.0,
     alpha: Annotated[float, typer.Option(help="share of the teacher in the loss")] = 0.7,
     score: Annotated[str, typer.Option(help="fisher, taylor or magnitude")] = "fisher",
@@ -122,8 +125,16 @@ def prune(
         try:
             done, _ = run(request, folder, resume=resume, command=command, progress=progress)
         except KeyboardInterrupt:
-            say(f"interrupted; nothing finished is lost. Go on with:\n  {resumed(command, folder)}")
-            raise typer.Exit(INTERRUPTED) from None
+            again = resumed(command, folder)
+            raise Interrupted("interrupted; nothing finished is lost. Go on with:", hint=again) from None
+        except InfeasibleError as error:
+            if not as_json:
+                raise
+            from cpd_edge.store import Run
+
+            say(f"error: {error}")
+            show(Run(folder).record, as_json, summary)
+            raise typer.Exit(error.exit_code) from None
     show(done.record, as_json, summary)
     raise typer.Exit(EXIT_CODES[done.record["verdict"]])
 
@@ -250,7 +261,8 @@ def doctor(as_json: Json = False) -> None:
 def resumed(command: str, folder: Path) -> str:
     """The command that goes on with an interrupted one."""
     words = [w for w in shlex.split(command) if w != "--resume"]
-    return shlex.join([*words, *([] if "--out" in words else ["--out", str(folder)]), "--resume"])
+    named = any(w == "--out" or w.startswith("--out=") for w in words)
+    return shlex.join([*words, *([] if named else ["--out", str(folder)]), "--resume"])
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -304,8 +316,12 @@ def told(as_json: bool) -> Iterator[tuple[Callable[[str], None], Callable[[str, 
         try:
             with bar:
                 yield lambda text: console.print(text, markup=False), progress
+        except KeyboardInterrupt:
+            console.print("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
         except CpdError as error:
-            console.print(f"error: {error}", style="red", markup=False)
+            said = str(error) if isinstance(error, Interrupted) else f"error: {error}"
+            console.print(said, style="red", markup=False)
             if as_json:
                 typer.echo(json.dumps({"error": type(error).__name__, "message": error.what, "hint": error.hint}))
             raise typer.Exit(error.exit_code) from None
@@ -384,15 +400,44 @@ def bench_text(r: dict[str, Any]) -> str:
     """A measurement as text."""
     lines = [f"p{100 * r['quantile']:g} {span(r['latency_ms'])}, n {r['latency_ms']['n']}: {r['stop']}"]
     if "speedup" in r:
-        lines.append(f"speed-up {span(r['speedup'], 'x')}: {r['outcome']}, with {r['macs_ratio']:.2f} x fewer MACs")
+        fewer = "MACs unknown" if r["macs_ratio"] is None else f"{r['macs_ratio']:.2f} x fewer MACs"
+        lines.append(f"speed-up {span(r['speedup'], 'x')}: {r['outcome']}, with {fewer}")
     if "verdict" in r:
         lines.append(f"{r['verdict']} for {r['budget_ms']:.4g} ms")
     return "\n".join(lines)
 
 
 def doctor_text(r: dict[str, Any]) -> str:
-    """The doctor's findings as text, one a line."""
-    return "\n".join(f"{k}: {v}" for k, v in r.items())
+    """The doctor's findings as text: what there is, what is missing, what this machine can tell apart."""
+    runtimes = [
+        f"{name:<16} {found['version'] or 'not installed: ' + found['install']}"
+        for name, found in r["runtimes"].items()
+    ]
+    packages = [f"{name:<16} {version or 'not installed'}" for name, version in r["packages"].items()]
+    load = "unknown" if r["load_1m"] is None else f"{r['load_1m']:.2f}"
+    cores = f"cores {', '.join(map(str, r['pinned']))}" if r["pinned"] else "all cores"
+    parts = {
+        "python": [f"{r['python']} on {r['platform']}"],
+        "device": [f"{r['device']}, {cores}"],
+        "state": [f"governor {r['governor']}, turbo {r['turbo']}, load {load}"],
+        "runtimes": runtimes,
+        "packages": packages,
+        "noise": noise_lines(r["aa"]),
+        "warnings": r["warnings"] or ["none"],
+    }
+    lines = [(name if not i else "", line) for name, rows in parts.items() for i, line in enumerate(rows)]
+    return "\n".join(f"{name:<10}{line}" for name, line in lines)
+
+
+def noise_lines(aa: dict[str, Any] | None) -> list[str]:
+    """An engine against itself, in words."""
+    if aa is None:
+        return ["not measured: no runtime is installed"]
+    return [
+        f"an engine against itself is {aa['outcome']}: ratio {aa['ratio']:.4f} [{aa['ratio_low']:.4f}, {aa['ratio_high']:.4f}]",
+        f"median {aa['median_ms']:.4g} ms ± {aa['spread_percent']:.2g} %, {aa['samples']} samples, {aa['outliers']} outliers",
+        f"a difference of {aa['detectable_percent']:.2g} % or more shows on this machine now",
+    ]
 
 
 def main() -> None:

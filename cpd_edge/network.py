@@ -7,8 +7,12 @@ carry as an argument, so it trains, saves and exports like the user's own module
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import sysconfig
+import io
 import traceback
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +141,8 @@ def export(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.Expor
     example = _example(model, _BATCH, input_shape, 0)
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
-        return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # where it prints the whole graph before it raises
+            return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
     except Exception as error:  # torch.export raises whatever the user's forward raises
         raise ModelError(
             f"{type(model).__name__} cannot be exported: {_first_line(error)}{_user_line(error)}",
@@ -160,7 +165,7 @@ def load(path: Path) -> Network:
     """
     try:
         program = torch.export.load(path)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} is not an exported program: {_first_line(error)}") from error
     (example,), _ = program.example_inputs or ((torch.zeros(1),), {})
     return wrap(program, tuple(example.shape[1:]))
@@ -227,10 +232,14 @@ def _first_line(error: BaseException) -> str:
 
 
 def _user_line(error: BaseException) -> str:
-    library = Path(torch.__file__).parent
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if library not in Path(f.filename).parents]
-    mine = Path(__file__).parents[1]
-    theirs = [f for f in frames if f.line and mine not in Path(f.filename).parents]
+    """The innermost line that is neither torch's, nor Python's, nor ours."""
+    torchs, ours, python = Path(torch.__file__).parent, Path(__file__).parent, Path(sysconfig.get_path("stdlib"))
+
+    def users(file: Path) -> bool:
+        pythons = python in file.parents and "site-packages" not in file.parts
+        return not pythons and torchs not in file.parents and ours not in file.parents
+
+    theirs = [f for f in traceback.extract_tb(error.__traceback__) if f.line and users(Path(f.filename))]
     return f"\n  at {theirs[-1].filename}:{theirs[-1].lineno}: {theirs[-1].line}" if theirs else ""
 
 

@@ -72,7 +72,7 @@ class OnnxRunner:
 
     Raises:
         RuntimeMissing: ONNX Runtime is not installed.
-        ModelError: not one input, or one that does not take this batch.
+        ModelError: no model that the runtime takes, not one input, or one that does not take this batch.
         EnvironmentMismatch: the session runs on another provider.
     """
 
@@ -192,7 +192,14 @@ class OnnxRunner:
             options.profile_file_prefix = str(Path(folder.name) / "run")
         model = self._model if isinstance(self._model, bytes) else str(self._model)
         start = time.perf_counter_ns()
-        session = self._ort.InferenceSession(model, options, providers=[_PROVIDER])
+        try:
+            session = self._ort.InferenceSession(model, options, providers=[_PROVIDER])
+        except _refusals() as error:
+            what = "the model" if isinstance(self._model, bytes) else str(self._model)
+            raise ModelError(
+                f"ONNX Runtime {self._ort.__version__} does not take {what}: {str(error).splitlines()[0]}",
+                hint="give an ONNX file that this version supports, such as RUN/pruned.onnx",
+            ) from error
         load_ms = (time.perf_counter_ns() - start) / 1e6
         used = session.get_providers()
         if used[0] != _PROVIDER:
@@ -236,6 +243,13 @@ def onnxruntime() -> Any:
         raise RuntimeMissing(
             "ONNX Runtime is not installed", hint="pip install 'cpd-edge[cpu]' (or 'cpd-edge[gpu]', never both)"
         ) from error
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises when it cannot open a model; the classes have no common base."""
+    found = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented")
+    return tuple(getattr(found, name) for name in (*names, "RuntimeException"))
 
 
 def _shape(found: Sequence[int | str], batch: int, sample_input: npt.NDArray[Any] | None) -> tuple[int, ...]:

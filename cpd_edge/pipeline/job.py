@@ -37,17 +37,21 @@ from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import (
     Progress,
     Student,
+    Trial,
     cut_student,
     importance_of,
     load_student,
+    on_device,
     plan_for,
     plan_from_json,
     save_student,
     teach,
+    trial_from_json,
 )
 from cpd_edge.pipeline.subject import Subject, save_groups
 from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable, table_folder
+from cpd_edge.report import write as write_report
 from cpd_edge.types import Importance, Interval, Plan
 
 QUICK = Protocol(limit_s=6.0, target=0.01)
@@ -80,13 +84,13 @@ class Job:
             self.run.update(seconds=seconds)
         self._tell(name, 1.0, "")
 
-    def dense(self, model: nn.Module | None) -> Subject:
+    def dense(self, model: nn.Module | None, traced: Network | None) -> Subject:
         """The dense network, trained if that was asked for, combed and exported; from the run folder if it is there."""
         saved = self.run / "dense.pt2"
         if saved.exists():
             network = networks.load(saved)
         else:
-            assert model is not None
+            assert model is not None and traced is not None
             if self.request.train:
                 with self.stage("train") as tell:
                     train(
@@ -98,13 +102,15 @@ class Job:
                         checkpoint=self.checkpoints / "dense.pt",
                         progress=tell,
                     )
-            network = networks.trace(model, self.task.input_shape)
+                traced = networks.trace(model, self.task.input_shape)
+            network = traced
             store.write_with(saved, lambda path: networks.save(network, path))
         with self.stage("comb"):
             subject = Subject.of(network, self.task.input_shape, self.request.threads)
             save_groups(self.run, subject)
-        with self.stage("deploy"):
-            self.ship("dense", subject.network)
+        if not (self.run / "dense.onnx").exists():
+            with self.stage("deploy"):
+                self.ship("dense", subject.network)
         return subject
 
     def ship(self, name: str, network: Network) -> Parity:
@@ -130,21 +136,27 @@ class Job:
     def already_met(self, subject: Subject) -> aim.Window | None:
         """The dense engine's window if it is inside the budget as it is."""
         budget = self.request.budget
-        with self.stage("dense latency") as tell, self.engine("dense") as runner:
-            found = measure(runner, "dense", QUICK, budget.quantile, progress=tell)
-        interval = stats.quantile_interval(found.samples_ns / 1e6, budget.quantile)
-        self.run.update(dense_latency_ms=interval, environment=found.environment)
+        if "dense_latency_ms" not in self.run.record:
+            with self.stage("dense latency") as tell, self.engine("dense") as runner:
+                found = measure(runner, "dense", QUICK, budget.quantile, progress=tell)
+            self.run.save_measurement(found)
+            interval = stats.quantile_interval(found.samples_ns / 1e6, budget.quantile)
+            self.run.update(dense_latency_ms=interval, environment=found.environment)
+        interval = outcome.interval_from(self.run.record["dense_latency_ms"])
         limit_ms = aim.limit_of(budget, interval)
         met = budget.speedup <= 1 if budget.speedup is not None else interval.high <= limit_ms
         if not met:
             return None
-        self.run.save_measurement(found)
         return aim.Window(interval, interval, Interval(1.0, 1.0, 1.0, interval.n), limit_ms, "PASS")
 
     def table(self, subject: Subject) -> LatencyTable:
-        """The latency table, measured now or reused from this device's folder."""
+        """The latency table, measured now or reused, from the run's folder or this device's."""
         with contextlib.closing(subject.runner(subject.build(subject.widths))) as runner:
             key = {**environment_key(runner.environment), "signature": subject.signature}
+        if (self.run / "table.json").exists():
+            known = LatencyTable.load(self.run / "table.json")
+            if known.key == key:
+                return known
         folder = table_folder(Path(self.request.profiles), key)
         with self.stage("profile") as tell:
             table = profile(
@@ -185,45 +197,59 @@ class Job:
         return aim.judge(found, budget)
 
     def close_loop(
-        self, subject: Subject, table: LatencyTable, importance: Importance, student: Student | None
+        self, subject: Subject, table: LatencyTable, importance: Importance, student: Student | None, name: str
     ) -> Plan:
         """Build, measure, refit, solve again, until the upper bound is inside the budget and within its tolerance.
 
-        Returns the nearest plan that passed, or the last one tried.
+        Every trial is kept under the step's name, so an interrupted loop goes on with the next one.
+
+        Returns:
+            The nearest plan that passed, or the last one tried.
+
+        Raises:
+            InfeasibleError: no plan meets the limit, and none that was tried passed.
         """
+        kept = self.checkpoints / f"{name}-trials.json"
+        trials = [trial_from_json(data) for data in store.read_json(kept)] if kept.exists() else []
         log: list[dict[str, Any]] = list(self.run.record.get("round_log", []))
+        log += [dict(t.row) for t in trials if t.row["round"] > len(log)]
         dense_ms = table.predict(subject.widths)
-        pace = self.run.record["dense_latency_ms"]["estimate"] / dense_ms
-        limit_ms = aim.limit_of(self.request.budget, outcome.interval_from(self.run.record["dense_latency_ms"]))
-        delta_ms = log[-1]["delta_ms"] if log else 0.0
-        best: tuple[float, Plan] | None = None
-        seen: list[dict[str, int]] = []
-        plan = None
-        while len(log) < self.request.rounds:
+        dense = outcome.interval_from(self.run.record["dense_latency_ms"])
+        pace, limit_ms = dense.estimate / dense_ms, aim.limit_of(self.request.budget, dense)
+        if trials:
+            pace, limit_ms = trials[-1].pace, trials[-1].row["limit_ms"]
+        while len(log) < self.request.rounds and not any(self.near(t) for t in trials):
+            delta_ms = log[-1]["delta_ms"] if log else 0.0
             target_ms = aim.table_limit_ms(limit_ms, pace, delta_ms)
-            with self.stage("solve"):
-                found = plan_for(subject, table, importance, target_ms, student)
-            if found.widths in seen:
+            try:
+                with self.stage("solve"):
+                    plan = plan_for(subject, table, importance, target_ms, student)
+            except InfeasibleError as error:
+                if not any(t.passed for t in trials):
+                    aimed_ms = limit_ms * aim.AIM
+                    raise on_device(error, subject.regions, subject.widths, pace, aimed_ms, delta_ms) from error
                 break
-            plan = found
-            seen.append(plan.widths)
+            if any(t.plan.widths == plan.widths for t in trials):
+                break
             with self.stage("measure rounds") as tell:
                 window = self.window(subject.build_plan(plan.kept), QUICK, tell, keep=False)
-            pace = window.dense.estimate / dense_ms
-            limit_ms = window.limit_ms
+            pace, limit_ms = window.dense.estimate / dense_ms, window.limit_ms
             log.append(outcome.round_row(len(log) + 1, window, plan, pace, delta_ms))
-            delta_ms = aim.delta_of(window, pace, plan.predicted_ms)
-            log[-1]["delta_ms"] = delta_ms
+            log[-1]["delta_ms"] = aim.delta_of(window, pace, plan.predicted_ms)
+            trials.append(Trial(plan, window.close, pace, log[-1]))
+            store.write_json(kept, trials)
             self.run.update(round_log=log)
-            if window.verdict == "PASS":
-                best = max(best or (0.0, plan), (window.close, plan), key=lambda pair: pair[0])
-                if window.close >= 1 - self.request.budget.tolerance:
-                    break
-        if best is not None:
-            return best[1]
-        if plan is not None:
-            return plan
+        passed = [t for t in trials if t.passed]
+        if passed:
+            return max(passed, key=lambda t: t.close).plan
+        if trials:
+            return trials[-1].plan
+        delta_ms = log[-1]["delta_ms"] if log else 0.0
         return plan_for(subject, table, importance, aim.table_limit_ms(limit_ms, pace, delta_ms), student)
+
+    def near(self, trial: Trial) -> bool:
+        """Whether a trial passed and its upper bound is within the budget's tolerance."""
+        return trial.passed and trial.close >= 1 - self.request.budget.tolerance
 
     def step(self, index: int, total: int, subject: Subject, table: LatencyTable, student: Student | None) -> Student:
         """One prune-and-distil step; the last one closes the loop on the device. Resumes from its own files."""
@@ -238,7 +264,7 @@ class Job:
             with self.stage("score"):
                 importance = importance_of(subject, student, self.task, self.request)
             if index >= total - 1:
-                plan = self.close_loop(subject, table, importance, student)
+                plan = self.close_loop(subject, table, importance, student, name)
             else:
                 plan = self.intermediate(index, total, subject, table, importance, student)
             store.write_json(planned, plan)
@@ -272,8 +298,12 @@ class Job:
         dense = outcome.interval_from(self.run.record["dense_latency_ms"])
         last_ms = aim.table_limit_ms(aim.limit_of(self.request.budget, dense), dense.estimate / dense_ms, 0.0)
         share = (index + 1) / total
+        target_ms, pace = dense_ms ** (1 - share) * last_ms**share, dense.estimate / dense_ms
         with self.stage("solve"):
-            return plan_for(subject, table, importance, dense_ms ** (1 - share) * last_ms**share, student)
+            try:
+                return plan_for(subject, table, importance, target_ms, student)
+            except InfeasibleError as error:
+                raise on_device(error, subject.regions, subject.widths, pace, target_ms * pace, 0.0) from error
 
     def epochs(self, index: int, total: int) -> float:
         """Epochs of one step: the last one gets most, an extra round after it a quarter of that."""
@@ -292,21 +322,34 @@ class Job:
         while (later := load_student(self.checkpoints, f"step-{index + 1}")) is not None:
             student, index = later, index + 1
         while True:
-            with self.stage("deploy"):
-                parity = self.ship("pruned", student.network)
-            with self.stage("bench") as tell:
-                window = self.window((self.run / "pruned.onnx").read_bytes(), FULL, tell, keep=True)
             log = list(self.run.record.get("round_log", []))
-            if window.verdict == "PASS" or len(log) >= self.request.rounds:
-                return window, parity, student
-            pace = window.dense.estimate / table.predict(subject.widths)
-            row = outcome.round_row(len(log) + 1, window, student.plan, pace, 0.0)
-            row["delta_ms"] = aim.delta_of(window, pace, student.plan.predicted_ms)
-            self.run.update(round_log=[*log, row])
+            judged = None
+            if not any(row.get("step") == index for row in log):
+                judged = self.judged(student)
+                window = judged[0]
+                if window.verdict == "PASS" or len(log) >= self.request.rounds:
+                    return *judged, student
+                pace = window.dense.estimate / table.predict(subject.widths)
+                row = outcome.round_row(len(log) + 1, window, student.plan, pace, 0.0)
+                row |= {"delta_ms": aim.delta_of(window, pace, student.plan.predicted_ms), "step": index}
+                log.append(row)
+                self.run.update(round_log=log)
+            if len(log) >= self.request.rounds:
+                return *(judged or self.judged(student)), student
+            try:
+                student = self.step(index + 1, total, subject, table, student)
+            except InfeasibleError as error:
+                self.run.update(reason=error.what, floor_ms=error.floor_ms, binding=error.binding)
+                return *(judged or self.judged(student)), student
             index += 1
-            if len(log) + 1 >= self.request.rounds:
-                return window, parity, student
-            student = self.step(index, total, subject, table, student)
+
+    def judged(self, student: Student) -> tuple[aim.Window, Parity]:
+        """Ships a student and times it by the full protocol."""
+        with self.stage("deploy"):
+            parity = self.ship("pruned", student.network)
+        with self.stage("bench") as tell:
+            window = self.window((self.run / "pruned.onnx").read_bytes(), FULL, tell, keep=True)
+        return window, parity
 
 
 def run(
@@ -334,6 +377,7 @@ def run(
 
     Raises:
         CpdError: bad input, before any work; or a stage that failed, with what it was.
+        InfeasibleError: no plan meets the budget; the record and the report say so too.
     """
     onnxruntime()
     torch.manual_seed(request.seed)
@@ -344,25 +388,53 @@ def run(
         data_root=Path(request.data_root) if request.data_root else None,
     )
     record = _opened(request, folder, resume)
-    finished = record is not None and "verdict" in record.record
-    if record is not None and finished:
-        return record, networks.load(record / "pruned.pt2")
+    if record is not None and "verdict" in record.record:
+        return record, _finished(record)
+    traced = None
     if record is None or not (record / "dense.pt2").exists():
         model = model if model is not None else _model(request, task)
         check_model(task, model)
+        traced = networks.trace(model, task.input_shape)
     if record is None:
         record = store.Run.create(folder, request.to_json())
         record.update(command=command, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     job = Job(request, record, task, progress or (lambda stage, fraction, text: None))
     try:
-        return record, _stages(job, model)
+        network = _stages(job, model, traced)
     except InfeasibleError as error:
-        record.update(verdict="FAIL", reason=error.what, floor_ms=error.floor_ms, binding=error.binding)
+        record.update(
+            verdict="FAIL", reason=error.what, floor_ms=error.floor_ms, binding=error.binding, hint=error.hint
+        )
+        write_report(folder)
+        _tidy(record)
         raise
+    _tidy(record)
+    return record, network
 
 
-def _stages(job: Job, model: nn.Module | None) -> Network:
-    subject = job.dense(model)
+def _finished(record: store.Run) -> Network:
+    """The network of a run that has its verdict already; writes the report if that was all that was missing."""
+    if not (record / "report.html").exists():
+        write_report(record.folder)
+    _tidy(record)
+    if not (record / "pruned.pt2").exists():
+        found = record.record
+        raise InfeasibleError(
+            found["reason"], floor_ms=found["floor_ms"], binding=tuple(found["binding"]), hint=found["hint"]
+        )
+    return networks.load(record / "pruned.pt2")
+
+
+def _tidy(record: store.Run) -> None:
+    """Removes what only an unfinished run needs, and what a killed one left half written."""
+    shutil.rmtree(record / "checkpoints", ignore_errors=True)
+    for pattern in (".partial-*", ".*.????????"):
+        for path in record.folder.rglob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Network:
+    subject = job.dense(model, traced)
     met = job.already_met(subject)
     if met is not None:
         outcome.write_already_met(job, subject, met)
@@ -376,7 +448,6 @@ def _stages(job: Job, model: nn.Module | None) -> Network:
     store.write_with(job.run / "pruned.pt2", lambda path: networks.save(student.network, path))
     store.write_json(job.run / "plan.json", {"format": store.FORMAT, **dict(store.plain(student.plan))})  # type: ignore[call-overload]
     outcome.write(job, subject, table, student, window, parity)
-    shutil.rmtree(job.checkpoints, ignore_errors=True)
     return student.network
 
 

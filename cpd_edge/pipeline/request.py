@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +12,21 @@ from typing import Any
 from cpd_edge.errors import StoreError, UsageError
 from cpd_edge.types import Budget
 
+LEAST = {
+    "threads": 1, "steps": 1, "batch": 1, "calibration_batches": 1, "samples": 8, "rounds": 1, "num_classes": 1,
+    "image_size": 1, "seed": 0,
+}  # fmt: skip
+"""Smallest value of each setting that is a number of things."""
+
 SCORES = ("fisher", "taylor", "magnitude")
 
 IMAGES_SEEN = 200_000
 """Training images of a whole run, over which the default number of epochs is computed."""
+
+
+def _again(name: str, value: object) -> str:
+    """The hint that shows a value which would do."""
+    return f"for example --{name.replace('_', '-')} {value}"
 
 
 def tables_root() -> Path:
@@ -64,7 +76,7 @@ class Request:
     epochs: float | None = None
     steps: int = 2
     batch: int | None = None
-    lr: float = 3e-3
+    lr: float = 1e-3
     temperature: float = 2.0
     alpha: float = 0.7
     score: str = "fisher"
@@ -84,12 +96,21 @@ class Request:
             raise UsageError(f"unknown runtime {self.runtime!r}", hint="this version builds for: --runtime onnxruntime")
         if self.score not in SCORES:
             raise UsageError(f"unknown score {self.score!r}", hint=f"give --score {', '.join(SCORES)}")
-        least_of = {"threads": 1, "steps": 1, "batch": 1, "calibration_batches": 1, "samples": 8, "rounds": 1}
-        for name, least in least_of.items():
-            if (getattr(self, name) or least) < least or getattr(self, name) == 0:
-                raise UsageError(f"{name.replace('_', ' ')} of {getattr(self, name)}: at least {least}")
-        if self.epochs is not None and self.epochs < 0:
-            raise UsageError(f"epochs of {self.epochs}: it must be 0 or more")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name.replace('_', ' ')} of {value}: at least {least}", hint=_again(name, least))
+        for name in ("lr", "temperature", "parity", "train_epochs"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(
+                    f"{name.replace('_', ' ')} of {value}: it must be above 0",
+                    hint=_again(name, type(self).__dataclass_fields__[name].default),
+                )
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"alpha of {self.alpha}: it must lie between 0 and 1", hint=_again("alpha", 0.7))
+        if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs >= 0):
+            raise UsageError(f"epochs of {self.epochs}: it must be 0 or more", hint=_again("epochs", 3))
 
     def to_json(self) -> dict[str, Any]:
         """Flat, with the budget's parts beside the rest."""

@@ -5,7 +5,7 @@ Every step's plan and every step's network is a file, so an interrupted run goes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from cpd_edge.distil.judge import recalibrate
 from cpd_edge.distil.train import distil
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
-from cpd_edge.layout import Keep
+from cpd_edge.layout import Keep, Widths, axes
 from cpd_edge.network import Network
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.subject import Subject
@@ -29,7 +29,7 @@ from cpd_edge.profile.table import LatencyTable
 from cpd_edge.score.importance import magnitude, taylor
 from cpd_edge.solve.milp import solve
 from cpd_edge.solve.problem import plan_from, problem_from
-from cpd_edge.types import Importance, Plan
+from cpd_edge.types import Importance, Plan, Region
 
 Progress = Callable[[str, float, str], None]
 
@@ -55,6 +55,28 @@ class Student:
     history: tuple[Mapping[str, float], ...]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One build of the loop, as it was measured.
+
+    Attributes:
+        plan: what was built.
+        close: upper end of the latency over the limit.
+        pace: the device's milliseconds over the table's, in that window.
+        row: the round as the record holds it.
+    """
+
+    plan: Plan
+    close: float
+    pace: float
+    row: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was inside the budget."""
+        return bool(self.row["verdict"] == "PASS")
+
+
 def plan_for(
     subject: Subject, table: LatencyTable, importance: Importance, limit_ms: float, student: Student | None
 ) -> Plan:
@@ -73,6 +95,32 @@ def plan_for(
     except InfeasibleError:
         found = solve(problem_from(table, importance, limit_ms, at_most=at_most), time_limit_s=20)
     return plan_from(found, importance, limit_ms)
+
+
+def on_device(
+    error: InfeasibleError, regions: Sequence[Region], widths: Widths, pace: float, limit_ms: float, delta_ms: float
+) -> InfeasibleError:
+    """The same error in the device's milliseconds, with the groups that its regions belong to.
+
+    Args:
+        error: as the solver raised it, in the table's milliseconds.
+        regions: the network's regions.
+        widths: units by group.
+        pace: the device's milliseconds over the table's.
+        limit_ms: what was to be reached on the device [ms].
+        delta_ms: what builds took beyond their prediction so far, in the table's milliseconds.
+    """
+    held = [region for name in error.binding for region in regions if region.name == name]
+    groups = tuple(dict.fromkeys(a for r in held for a in axes(r.reads, r.writes, *r.weight) if a in widths))
+    floor_ms = (error.floor_ms + delta_ms) * pace
+    return InfeasibleError(
+        f"no plan reaches {limit_ms:.4g} ms: the fastest is predicted at {floor_ms:.4g} ms, "
+        f"held up by the groups {', '.join(groups) or '(none: no width changes it)'}, "
+        f"most of all in {', '.join(r.fqn or r.name for r in held)}",
+        floor_ms=floor_ms,
+        binding=groups or error.binding,
+        hint=f"ask for --budget-ms {floor_ms * 1.05:.4g} or more",
+    )
 
 
 def importance_of(subject: Subject, student: Student | None, task: Task, request: Request) -> Importance:
@@ -163,11 +211,9 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
     return Plan(**{**data, "keep": {name: tuple(units) for name, units in data["keep"].items()}})
 
 
-def no_plan(subject: Subject, table: LatencyTable) -> Plan:
-    """The dense network as a plan: every unit stays."""
-    keep = {name: tuple(range(n)) for name, n in subject.widths.items()}
-    dense_ms = table.predict(subject.widths)
-    return Plan(keep, dense_ms, dense_ms, 0.0, 0.0, 0.0, 0.0, "dense")
+def trial_from_json(data: Mapping[str, Any]) -> Trial:
+    """A trial from its JSON form."""
+    return Trial(**{**data, "plan": plan_from_json(data["plan"])})
 
 
 __all__ = ["Keep", "Student", "cut_student", "importance_of", "load_student", "plan_for", "save_student", "teach"]

@@ -14,7 +14,6 @@ from cpd_edge import store
 from cpd_edge.comb import comb
 from cpd_edge.cut import cut
 from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish, value_layouts
-from cpd_edge.intake.tasks import Task
 from cpd_edge.layout import Keep, Widths
 from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.network import Combed, Network, trace
@@ -90,11 +89,6 @@ def _same_axes(combed: Combed, lowered: Combed) -> bool:
     return combed.parameters == lowered.parameters and combed.groups.widths == lowered.groups.widths
 
 
-def macs(regions: tuple[Region, ...]) -> int:
-    """Multiply-accumulates of one image."""
-    return sum(region.dense_macs for region in regions)
-
-
 def save_groups(run: store.Run, subject: Subject) -> None:
     """Writes what comb found."""
     store.write_json(run / "groups.json", {"format": store.FORMAT, **comb_record(subject.combed)})
@@ -111,8 +105,3 @@ def comb_record(combed: Combed, keep: Mapping[str, object] | None = None) -> dic
         ],
         "frozen": [store.plain(f) for f in groups.frozen],
     }
-
-
-def check_input(task: Task, network: Network) -> bool:
-    """Whether the network was traced for the task's images."""
-    return tuple(network.input_shape) == tuple(task.input_shape)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from torch import nn
 
 from cpd_edge import network as networks
 from cpd_edge import store
 from cpd_edge.comb import comb as comb_module
-from cpd_edge.errors import DataError
+from cpd_edge.errors import DataError, InfeasibleError, UsageError
 from cpd_edge.intake.models import load_model
 from cpd_edge.measure import stats
 from cpd_edge.measure.environment import key as environment_key
@@ -23,7 +24,7 @@ from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.job import ISOLATED_S
 from cpd_edge.pipeline.outcome import interval_from, macs_at
 from cpd_edge.pipeline.request import Request, tables_root
-from cpd_edge.pipeline.steps import BIG_BATCH, loss_of
+from cpd_edge.pipeline.steps import BIG_BATCH, loss_of, on_device
 from cpd_edge.pipeline.subject import Subject, comb_record
 from cpd_edge.profile.regions import find_regions
 from cpd_edge.profile.sample import profile as profile_widths
@@ -38,12 +39,18 @@ Progress = Callable[[str, float, str], None]
 
 def comb(model: str, input_shape: tuple[int, ...], weights: str | None, num_classes: int | None) -> dict[str, Any]:
     """Groups, units, exactness and the frozen rest of a model."""
-    module = load_model(model, Path(weights) if weights else None, num_classes)
+    module = _model(model, input_shape, weights, num_classes)
     combed = comb_module(module, input_shape)
     sizes = {name: p.numel() for name, p in combed.network.named_parameters()}
     cuttable = {slot.tensor for group in combed.groups.groups for slot in group.slots}
     fraction = sum(sizes.get(name, 0) for name in cuttable) / max(sum(sizes.values()), 1)
     return {"model": model, "prunable_params_fraction": fraction, **comb_record(combed)}
+
+
+def _model(model: str, input_shape: tuple[int, ...], weights: str | None, num_classes: int | None) -> nn.Module:
+    """The model, made for inputs of this shape where its origin lets that be chosen."""
+    channels = input_shape[0] if len(input_shape) == 3 else None
+    return load_model(model, Path(weights) if weights else None, num_classes, in_channels=channels)
 
 
 def profile(
@@ -63,7 +70,7 @@ def profile(
     onnxruntime()
     Request(model, "", Budget(speedup=2), device=device, threads=threads, samples=samples)
     progress("comb", 0.0, "")
-    subject = Subject.of(load_model(model, Path(weights) if weights else None, num_classes), input_shape, threads)
+    subject = Subject.of(_model(model, input_shape, weights, num_classes), input_shape, threads)
     progress("comb", 1.0, "")
     with contextlib.closing(subject.runner(subject.build(subject.widths))) as runner:
         key = {**environment_key(runner.environment), "signature": subject.signature}
@@ -108,14 +115,23 @@ def solve(folder: Path, budget: Budget | None) -> dict[str, Any]:
     if request.score == "magnitude":
         importance = magnitude(network.state_dict(), groups)
     else:
-        task = load_task(request.data, seed=request.seed, image_size=request.image_size)
+        task = load_task(
+            request.data,
+            seed=request.seed,
+            image_size=request.image_size,
+            data_root=Path(request.data_root) if request.data_root else None,
+        )
         loader = task.train_loader(BIG_BATCH, request.seed)
         importance = taylor(network, groups, loader, loss_of(task, request), request.calibration_batches)
     limit_of = budget or request.budget
     dense = interval_from(run.record["dense_latency_ms"])
     pace = dense.estimate / table.predict(groups.widths)
     limit_ms = aim.limit_of(limit_of, dense)
-    plan = plan_from(solve_problem(problem_from(table, importance, limit_ms / pace)), importance, limit_ms / pace)
+    try:
+        found = solve_problem(problem_from(table, importance, limit_ms / pace))
+    except InfeasibleError as error:
+        raise on_device(error, table.regions, groups.widths, pace, limit_ms, 0.0) from error
+    plan = plan_from(found, importance, limit_ms / pace)
     macs = [macs_at(table.regions, w) for w in (groups.widths, plan.widths)]
     return {
         "limit_ms": limit_ms,
@@ -147,8 +163,10 @@ def bench(
     for path in (engine, against):
         if path is not None and not path.is_file():
             raise DataError(f"no engine at {path}", hint="give an ONNX file, such as RUN/pruned.onnx")
+    if threads < 1:
+        raise UsageError(f"threads of {threads}: at least 1", hint="for example --threads 1")
     budget = Budget(budget_ms, None if budget_ms is not None else 1.0, quantile)
-    mode = "paced" if period_ms else "back-to-back"
+    mode = "paced" if period_ms is not None else "back-to-back"
     protocol = Protocol(limit_s=limit_s, target=target, mode=mode, period_ms=period_ms)  # type: ignore[arg-type]
 
     def tell(fraction: float, text: str) -> None:

@@ -1,0 +1,117 @@
+"""The ONNX file: it computes what torch computes, and cutting the file equals cutting the graph and exporting."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cpd_edge.comb import comb
+from cpd_edge.cut import cut
+from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish
+from cpd_edge.deploy.parity import check_parity
+from cpd_edge.errors import ParityError
+from cpd_edge.measure.runners import OnnxRunner
+from cpd_edge.network import Combed, trace
+
+SHAPE = (3, 16, 16)
+
+
+class Everything(nn.Module):
+    """What changes shape constants: grouped conv, split, concat, shuffle by reshape, flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 16, 3, padding=1, groups=4)
+        self.mix = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(16 * 4 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grouped(F.relu(self.norm(self.stem(x))))
+        a, b = x.chunk(2, 1)
+        x = torch.cat([self.mix(a), b], 1)
+        x = x.reshape(-1, 2, 8, 16, 16).transpose(1, 2).reshape(-1, 16, 16, 16)
+        return self.head(F.avg_pool2d(x, 4).flatten(1))
+
+
+@contextlib.contextmanager
+def engine(model: onnx.ModelProto) -> Iterator[OnnxRunner]:
+    runner = OnnxRunner(model.SerializeToString())
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+@pytest.fixture(scope="module")
+def combed() -> Combed:
+    torch.manual_seed(0)
+    return comb(Everything(), SHAPE)
+
+
+def test_the_engine_computes_what_torch_computes(combed: Combed) -> None:
+    """Parity within 1e-5 of the largest output, for any batch."""
+    network = combed.network
+    with engine(finish(export_onnx(network).model)) as runner:
+        for batch in (1, 3):
+            x = network.example(batch)
+            assert check_parity(network, runner.outputs, x, 1e-5, "test").inputs == batch
+
+
+def test_cutting_the_file_equals_cutting_the_graph(combed: Combed) -> None:
+    """The same plan on the ONNX initialisers and on the torch graph gives one network."""
+    exported = export_onnx(combed.network)
+    lowered = comb(exported.lowered, SHAPE)
+    assert lowered.groups.widths == combed.groups.widths
+    cutter = OnnxCutter(exported.model, lowered)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        keep = {
+            g.name: np.sort(rng.permutation(g.units)[: rng.integers(1, g.units + 1)]) for g in combed.groups.groups
+        }
+        small = cut(combed, keep)
+        with engine(finish(cutter.cut(keep))) as runner:
+            check_parity(small, runner.outputs, small.example(), 1e-5, "cut")
+
+
+def test_a_cutter_leaves_its_source_alone(combed: Combed) -> None:
+    """Cutting twice gives the same file, whatever was cut between."""
+    exported = export_onnx(combed.network)
+    cutter = OnnxCutter(exported.model, comb(exported.lowered, SHAPE))
+    name = combed.groups.groups[0].name
+    first = cutter.cut({name: np.array([0])}).SerializeToString(deterministic=True)
+    cutter.cut({name: np.array([0, 1])})
+    assert cutter.cut({name: np.array([0])}).SerializeToString(deterministic=True) == first
+
+
+def test_provenance_is_in_the_file(combed: Combed) -> None:
+    """Who made it and from what stays with it."""
+    done = finish(export_onnx(combed.network).model, {"model": "everything"})
+    assert {p.key: p.value for p in done.metadata_props}["cpd_edge.model"] == "everything"
+
+
+def test_batch_norms_are_folded(combed: Combed) -> None:
+    """The shipped file holds no batch norm and no constant arithmetic."""
+    ops = {n.op_type for n in finish(export_onnx(combed.network).model).graph.node}
+    assert not ops & {"BatchNormalization", "CastLike", "Expand", "Constant"}
+
+
+def test_an_engine_that_computes_something_else_is_refused() -> None:
+    """Above the tolerance there is no engine."""
+    network = trace(Everything(), SHAPE)
+    x = network.example()
+    with torch.no_grad():
+        right = network(x).numpy()
+    with pytest.raises(ParityError, match="differs from torch by"):
+        check_parity(network, lambda feed: right * 1.001, x, 1e-4, "wrong")
+    with pytest.raises(ParityError, match="gives shape"):
+        check_parity(network, lambda feed: right[:, :3], x, 1e-4, "wrong")
+    with pytest.raises(ParityError, match="not finite"):
+        check_parity(network, lambda feed: right * np.nan, x, 1e-4, "wrong")
