@@ -27,6 +27,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
+
 class Interrupted(CpdError):
     """Ctrl-C, with the command that goes on."""
 
@@ -433,9 +434,11 @@ def noise_lines(aa: dict[str, Any] | None) -> list[str]:
     """An engine against itself, in words."""
     if aa is None:
         return ["not measured: no runtime is installed"]
+    ratio = {"estimate": aa["ratio"], "low": aa["ratio_low"], "high": aa["ratio_high"]}
+    counts = f"{aa['samples']} samples, {aa['outliers']} outliers"
     return [
-        f"an engine against itself is {aa['outcome']}: ratio {aa['ratio']:.4f} [{aa['ratio_low']:.4f}, {aa['ratio_high']:.4f}]",
-        f"median {aa['median_ms']:.4g} ms ± {aa['spread_percent']:.2g} %, {aa['samples']} samples, {aa['outliers']} outliers",
+        f"an engine against itself is {aa['outcome']}: {span(ratio, 'x')}",
+        f"median {aa['median_ms']:.4g} ms ± {aa['spread_percent']:.2g} %, {counts}",
         f"a difference of {aa['detectable_percent']:.2g} % or more shows on this machine now",
     ]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sysconfig
 import io
+import sysconfig
 import traceback
 import zipfile
 from collections.abc import Mapping

@@ -303,7 +303,8 @@ class Job:
             try:
                 return plan_for(subject, table, importance, target_ms, student)
             except InfeasibleError as error:
-                raise on_device(error, subject.regions, subject.widths, pace, target_ms * pace, 0.0) from error
+                aimed_ms = last_ms * pace
+                raise on_device(error, subject.regions, subject.widths, pace, aimed_ms, 0.0) from error
 
     def epochs(self, index: int, total: int) -> float:
         """Epochs of one step: the last one gets most, an extra round after it a quarter of that."""

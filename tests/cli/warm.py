@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-import cpd_edge.pipeline  # noqa: F401
+import cpd_edge.pipeline
 import cpd_edge.pipeline.verbs  # noqa: F401
 from cpd_edge.deploy.onnx import export_onnx
 from cpd_edge.network import trace

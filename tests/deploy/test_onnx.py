@@ -73,9 +73,7 @@ def test_cutting_the_file_equals_cutting_the_graph(combed: Combed) -> None:
     cutter = OnnxCutter(exported.model, lowered)
     rng = np.random.default_rng(0)
     for _ in range(4):
-        keep = {
-            g.name: np.sort(rng.permutation(g.units)[: rng.integers(1, g.units + 1)]) for g in combed.groups.groups
-        }
+        keep = {g.name: np.sort(rng.permutation(g.units)[: rng.integers(1, g.units + 1)]) for g in combed.groups.groups}
         small = cut(combed, keep)
         with engine(finish(cutter.cut(keep))) as runner:
             check_parity(small, runner.outputs, small.example(), 1e-5, "cut")

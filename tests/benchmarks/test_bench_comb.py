@@ -1,0 +1,61 @@
+"""Seconds that combing, cutting a graph, cutting a file and starting up take, on ResNet-50 and a bare interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from cpd_edge.comb import comb
+from cpd_edge.comb.groups import settle
+from cpd_edge.comb.relate import relate
+from cpd_edge.cut import cut
+from cpd_edge.deploy.onnx import OnnxCutter, export_onnx
+from cpd_edge.layout import Keep
+from cpd_edge.network import Combed
+
+torchvision = pytest.importorskip("torchvision")
+
+SHAPE = (3, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def resnet50() -> Combed:
+    return comb(torchvision.models.resnet50(weights=None), SHAPE)
+
+
+@pytest.fixture(scope="module")
+def halves(resnet50: Combed) -> Keep:
+    return {g.name: np.arange(0, g.units, 2) for g in resnet50.groups.groups}
+
+
+def test_combing_a_traced_resnet50(benchmark: BenchmarkFixture, resnet50: Combed) -> None:
+    """Relating every call of the graph and reading off the groups."""
+    found = benchmark(lambda: settle(relate(resnet50.network)))
+    assert len(found.groups.groups) == 37
+
+
+def test_cutting_the_graph_of_resnet50(benchmark: BenchmarkFixture, resnet50: Combed, halves: Keep) -> None:
+    """Parameters sliced, shape constants rewritten."""
+    small = benchmark.pedantic(cut, (resnet50, halves), rounds=3)
+    assert small.get_parameter("layer1.0.conv2.weight").shape[:2] == (32, 32)
+
+
+def test_cutting_the_file_of_resnet50(benchmark: BenchmarkFixture, resnet50: Combed, halves: Keep) -> None:
+    """The cut that every sampled network of a latency table needs."""
+    exported = export_onnx(resnet50.network)
+    cutter = OnnxCutter(exported.model, comb(exported.lowered, SHAPE))
+    cutter.cut({})
+    model = benchmark(cutter.cut, halves)
+    shapes = {i.name: list(i.dims) for i in model.graph.initializer}
+    assert shapes["layer1.0.conv2.weight"][:2] == [32, 32]
+
+
+def test_help_starts_quickly(benchmark: BenchmarkFixture) -> None:
+    """`cpd-edge --help` loads no torch."""
+    command = [sys.executable, "-m", "cpd_edge", "--help"]
+    done = benchmark.pedantic(subprocess.run, (command,), {"capture_output": True, "text": True}, rounds=3)
+    assert "Usage" in done.stdout
