@@ -293,6 +293,7 @@ def told(as_json: bool) -> Iterator[tuple[Callable[[str], None], Callable[[str, 
         TextColumn("{task.fields[text]}"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     rows: dict[str, Any] = {}
     begun: dict[str, float] = {}

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Layout
@@ -70,6 +71,15 @@ class Network(fx.GraphModule):
     def example(self, batch: int = _BATCH, seed: int = 0) -> Tensor:
         """Seeded standard-normal inputs `[batch, *input_shape]`, of the parameters' device and type."""
         return _example(self, batch, self.input_shape, seed)
+
+    def refresh(self) -> None:
+        """Recompiles after the graph or its parameters changed, and brings the recorded shapes up to date.
+
+        What combs, exports or reports a network reads the shapes that are recorded at its calls.
+        """
+        self.recompile()
+        (given,) = (node.meta["val"] for node in self.graph.nodes if node.op == "placeholder")
+        FakeTensorProp(self, given.fake_mode).propagate_dont_convert_inputs(given)
 
     def clone(self) -> Network:
         """An independent copy: own graph, own parameters."""

@@ -48,7 +48,7 @@ def cut(combed: Combed, keep: Keep, state: Mapping[str, Tensor] | None = None) -
     for argument in combed.shape_arguments:
         node = by_name[argument.node]
         node.args = _with(node.args, argument.path, size(argument.layout, widths))
-    network.recompile()
+    network.refresh()
     return network
 
 

@@ -132,8 +132,9 @@ def importance_of(subject: Subject, student: Student | None, task: Task, request
     out = {}
     for group in subject.combed.groups.groups:
         kept = np.asarray(student.plan.kept.get(group.name, np.arange(group.units)))
-        found = here.by_group.get(group.name, np.ones(len(kept)))
         out[group.name] = np.zeros(group.units)
+        # A group of one unit is no group any more: nothing can go from it.
+        found = here.by_group[group.name] if len(kept) > 1 else np.ones(1)
         out[group.name][kept] = np.maximum(found, least * 1e-3)
     return Importance(out, here.metric)
 
@@ -188,7 +189,17 @@ def teach(
         checkpoint=checkpoint,
         progress=lambda fraction, text: progress("distil", fraction, f"step {step + 1}: {text}"),
     )
-    history = [{**row, "prune_step": step, "predicted_ms": student.plan.predicted_ms} for row in rows]
+    before = student.history[-1] if student.history else {"step": 0, "epoch": 0.0}
+    history = [
+        {
+            **row,
+            "step": row["step"] + before["step"],
+            "epoch": row["epoch"] + before["epoch"],
+            "prune_step": step,
+            "predicted_ms": student.plan.predicted_ms,
+        }
+        for row in rows
+    ]
     return Student(student.network, student.plan, (*student.history, *history))
 
 

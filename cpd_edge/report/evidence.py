@@ -102,7 +102,7 @@ def choice(record: Record) -> Section:
     certificate = facts(
         "Certificate of the plan",
         ("strategy", plan.text("strategy")),
-        ("importance removed", write.number(plan.number("objective"), 5)),
+        ("expected loss", write.number(plan.number("objective"), 5)),
         ("proven lower bound", write.number(plan.number("bound"), 5)),
         ("optimality gap", write.percent(record.number("gap") if gap is None else gap)),
         ("limit solved for", write.ms(plan.number("limit_ms"))),

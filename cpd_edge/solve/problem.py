@@ -70,7 +70,7 @@ class Problem:
 
     Attributes:
         candidates: widths by group, ascending; the last is the widest allowed.
-        loss: importance removed when each candidate is kept, by group.
+        loss: loss expected when each candidate is kept, by group.
         costs: one grid a region.
         fixed_ms: what no width changes [ms].
         limit_ms: most that `Σ costs + fixed_ms` may be [ms].
@@ -123,7 +123,7 @@ class Solution:
         choice: candidate index by group.
         widths: kept width by group.
         latency_ms: predicted latency [ms].
-        objective: importance removed.
+        objective: loss expected from what was removed.
         bound: proven lower bound of the objective (the objective itself proves nothing for a baseline: 0).
         gap: `(objective - bound) / objective`; 0 is proven optimal.
         seconds: time to solve.

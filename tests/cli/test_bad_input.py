@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from cli.shell import Shell
-from cli.worlds import PRUNE
+from cli.worlds import MINE, PRUNE
+
+
+def line_of(part: str) -> int:
+    """Number of the line of `mine.py` that holds some text."""
+    return next(i for i, line in enumerate(MINE.splitlines(), 1) if part in line)
+
 
 NET, DATA, TWICE = "mine.py:make_net", ("--data", "mine.py:make_data"), ("--speedup", "2")
 
@@ -16,7 +20,7 @@ PRUNES = {
     "unknown origin": (("resnet18", *DATA, *TWICE), "torchvision:NAME"),
     "missing file": (("nowhere.py:make_net", *DATA, *TWICE), "nowhere.py does not exist"),
     "missing factory": (("mine.py:make", *DATA, *TWICE), "it defines: make_net"),
-    "factory that fails": (("mine.py:make_broken", *DATA, *TWICE), "mine.py:60: "),
+    "factory that fails": (("mine.py:make_broken", *DATA, *TWICE), f"mine.py:{line_of('four')}: "),
     "weights that are not there": ((NET, *DATA, *TWICE, "--weights", "my.pt"), "weights my.pt do not exist"),
     "weights that are no weights": ((NET, *DATA, *TWICE, "--weights", "mine.py"), "torch.save(model.state_dict()"),
     "budget of 0": ((NET, *DATA, "--budget-ms", "0"), "--budget-ms 12"),
@@ -34,7 +38,7 @@ PRUNES = {
     "too few classes": ((NET, "--data", "digits", *TWICE), "model gives 4 classes, data has 10"),
     "too many classes": (("mine.py:make_wide", "--data", "digits", *TWICE), "--num-classes 10"),
     "other channels": (("mine.py:make_coloured", *DATA, *TWICE), "channels"),
-    "not exportable": (("mine.py:make_branching", *DATA, *TWICE), "mine.py:34: if x.sum().item() > 0:"),
+    "not exportable": (("mine.py:make_branching", *DATA, *TWICE), f"mine.py:{line_of('item()')}: if x.sum().item() > 0:"),
     "unknown device": ((NET, *DATA, *TWICE, "--device", "orin"), "--device local"),
     "unknown runtime": ((NET, *DATA, *TWICE, "--runtime", "tflite"), "--runtime onnxruntime"),
     "unknown score": ((NET, *DATA, *TWICE, "--score", "luck"), "--score fisher"),
@@ -122,7 +126,7 @@ def test_an_error_is_one_json_object_too(shell: Shell) -> None:
     }
 
 
-def test_without_a_call_a_run_folder_is_not_made(shell: Shell) -> None:
-    """No `runs/` is left behind by refusals without `--out`."""
+def test_a_refusal_makes_no_runs_folder(shell: Shell) -> None:
+    """Without `--out` too, nothing is left behind."""
     assert shell(*PRUNE, "--speedup", "0").code == 2
-    assert not Path(shell.folder / "runs").exists()
+    assert not (shell.folder / "runs").exists()

@@ -70,3 +70,9 @@ def test_a_cut_network_trains(combed: Combed) -> None:
     small = cut(combed, {"0": np.array([1, 4])}).train()
     small(small.example(4)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in small.parameters())
+
+
+def test_a_cut_network_can_be_combed_again(combed: Combed) -> None:
+    """The cut network's groups are the dense one's, at the widths that were kept."""
+    again = comb(cut(combed, {"0": np.array([1, 4, 5])}), (3, 6, 6))
+    assert again.groups.widths == {**combed.groups.widths, "0": 3}

@@ -1,0 +1,89 @@
+"""Laws of the loop's arithmetic: what a build took and what is asked of the next one are each other's inverse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpd_edge.pipeline.aim import AIM, Window, delta_of, judge, limit_of, table_limit_ms
+from cpd_edge.types import Budget, Comparison, Interval, Measurement
+
+MS = st.floats(1e-3, 1e3)
+PACE = st.floats(0.2, 5.0)
+
+
+def exactly(ms: float) -> Interval:
+    return Interval(ms, ms, ms, 100)
+
+
+def comparison(dense_ms: float, pruned_ms: float, ratio: tuple[float, float], spread: float = 0.0) -> Comparison:
+    """A window of constant latencies, but for a spread around the pruned engine's, with a given ratio."""
+    factors = np.linspace(1 - spread, 1 + spread, 401)[np.random.default_rng(0).permutation(401)]
+
+    def measurement(name: str, ms: np.ndarray) -> Measurement:  # type: ignore[type-arg]
+        index = np.arange(len(ms))
+        return Measurement(name, np.round(ms * 1e6).astype(np.int64), index, index, {}, True, "interval inside target")
+
+    low, high = ratio
+    speedup = Interval((low + high) / 2, low, high, 40)
+    a, b = measurement("dense", dense_ms * np.ones(401)), measurement("pruned", pruned_ms * factors)
+    return Comparison(a, b, speedup, "faster", 0.02)
+
+
+@given(predicted=MS, pace=PACE)
+def test_a_build_exactly_as_predicted_has_no_delta(predicted: float, pace: float) -> None:
+    """A build that takes its prediction at the window's pace took nothing beyond it."""
+    window = Window(exactly(1.0), exactly(predicted * pace), exactly(1.0), 1.0, "PASS")
+    assert delta_of(window, pace, predicted) == pytest.approx(0.0, abs=1e-9 * predicted)
+
+
+@given(limit=MS, pace=PACE, delta=st.floats(-1.0, 1.0))
+def test_a_plan_at_the_table_limit_lands_at_the_aim(limit: float, pace: float, delta: float) -> None:
+    """What the table limit allows, built with the same delta, takes the aimed share of the limit on the device."""
+    predicted = table_limit_ms(limit, pace, delta)
+    assert (predicted + delta) * pace == pytest.approx(AIM * limit, rel=1e-9, abs=1e-9 * pace)
+
+
+@given(limit=MS, pace=PACE, delta=st.floats(-1.0, 1.0))
+def test_delta_and_table_limit_are_inverse(limit: float, pace: float, delta: float) -> None:
+    """The delta of a build that lands at the aim is the delta it was aimed with."""
+    window = Window(exactly(1.0), exactly(AIM * limit), exactly(1.0), limit, "PASS")
+    assert delta_of(window, pace, table_limit_ms(limit, pace, delta)) == pytest.approx(delta, abs=1e-9 * (limit / pace + 1))
+
+
+def test_a_limit_in_milliseconds_is_itself() -> None:
+    """A budget in ms is the same whatever the dense engine does; a speed-up is a share of the dense latency."""
+    assert limit_of(Budget(limit_ms=3.0), exactly(10.0)) == 3.0
+    assert limit_of(Budget(speedup=4.0), exactly(10.0)) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("pruned_ms", "spread", "verdict"),
+    [(4.9, 0.0, "PASS"), (5.0, 0.0, "PASS"), (5.1, 0.0, "FAIL"), (5.0, 0.3, "INCONCLUSIVE")],
+)
+def test_a_budget_in_ms_is_judged_by_the_interval(pruned_ms: float, spread: float, verdict: str) -> None:
+    """Inside the limit is PASS, outside FAIL, and an interval that holds the limit is INCONCLUSIVE."""
+    window = judge(comparison(10.0, pruned_ms, (1.9, 2.1), spread), Budget(limit_ms=5.0))
+    assert (window.verdict, window.limit_ms) == (verdict, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("pruned_ms", "ratio", "verdict"),
+    [
+        (4.5, (2.05, 2.1), "PASS"),
+        (4.5, (1.95, 2.1), "INCONCLUSIVE"),  # the latency holds, the paired ratio does not
+        (4.5, (1.8, 1.9), "FAIL"),
+        (5.5, (2.05, 2.1), "FAIL"),  # the paired ratio holds, the latency does not
+        (5.5, (1.8, 1.9), "FAIL"),
+    ],
+)
+def test_a_speedup_must_hold_in_ratio_and_latency(pruned_ms: float, ratio: tuple[float, float], verdict: str) -> None:
+    """A speed-up passes only where both the paired ratio and the latency itself are inside."""
+    assert judge(comparison(10.0, pruned_ms, ratio), Budget(speedup=2.0)).verdict == verdict
+
+
+def test_close_is_the_upper_end_over_the_limit() -> None:
+    """A window whose upper end is at the limit is at 1, below it under 1."""
+    assert Window(exactly(10.0), Interval(4.0, 3.9, 4.5, 9), exactly(2.0), 5.0, "PASS").close == pytest.approx(0.9)

@@ -1,0 +1,154 @@
+"""Laws of the loop, on a device that is arithmetic: it lands inside the budget and near it, or it says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cpd_edge.errors import InfeasibleError
+from cpd_edge.layout import Leaf
+from cpd_edge.pipeline import job as jobs
+from cpd_edge.pipeline.aim import Window, limit_of
+from cpd_edge.pipeline.job import Job
+from cpd_edge.pipeline.request import Request
+from cpd_edge.store import Run
+from cpd_edge.types import Budget, Importance, Interval, Plan, Region
+
+UNITS = 400
+FLOOR_MS = 2.0
+STEP_MS = 0.02
+"""The table: `FLOOR_MS + STEP_MS * units kept`, 10 ms when all are."""
+
+
+class Table:
+    """A latency table of one group, without noise."""
+
+    def predict(self, widths: Mapping[str, int]) -> float:
+        return FLOOR_MS + STEP_MS * widths["body"]
+
+
+class Device:
+    """A machine at another pace than the table's, on which pruned engines take `bias` more than predicted."""
+
+    def __init__(self, pace: float, bias: float, noise: float = 0.0) -> None:
+        self.pace, self.bias, self.noise = pace, bias, noise
+        self.random = np.random.default_rng(0)
+        self.built: list[int] = []
+
+    def interval(self, ms: float) -> Interval:
+        at = ms * (1 + self.noise * self.random.standard_normal())
+        return Interval(at, 0.995 * at, 1.005 * at, 400)
+
+    def window(self, units: int, budget: Budget) -> Window:
+        self.built.append(units)
+        dense = self.interval(10.0 * self.pace)
+        latency = self.interval((FLOOR_MS + STEP_MS * units) * self.pace * (1 + self.bias))
+        limit_ms = limit_of(budget, dense)
+        verdict = "PASS" if latency.high <= limit_ms else "FAIL" if latency.low > limit_ms else "INCONCLUSIVE"
+        return Window(dense, latency, Interval(1.0, 1.0, 1.0, 40), limit_ms, verdict)  # type: ignore[arg-type]
+
+
+def plan_for(subject: Any, table: Table, importance: Importance, limit_ms: float, student: object) -> Plan:
+    """The largest width inside the limit: what the solver would find."""
+    units = min(int((limit_ms - FLOOR_MS) / STEP_MS), UNITS)
+    if units < 1:
+        least = FLOOR_MS + STEP_MS
+        raise InfeasibleError("in the table", floor_ms=least, binding=("region",), hint="")
+    return Plan({"body": tuple(range(units))}, limit_ms, FLOOR_MS + STEP_MS * units, 0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.fixture
+def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`loop(device, budget, rounds)` closes the loop on a device; a second call in the same test resumes."""
+    layout = Leaf("body", UNITS)
+    region = Region("region", "Conv", ("region",), Leaf("in", 3), layout, (layout,), 10, "body.weight")
+    subject = SimpleNamespace(
+        widths={"body": UNITS}, regions=(region,), build_plan=lambda keep: str(len(keep["body"])).encode()
+    )
+    monkeypatch.setattr(jobs, "plan_for", plan_for)
+
+    def close(device: Device, budget: Budget, rounds: int = 4) -> tuple[Plan, list[dict[str, Any]]]:
+        request = Request("net", "data", budget, rounds=rounds)
+        if not (tmp_path / "run.json").exists():
+            Run.create(tmp_path, request.to_json()).update(dense_latency_ms=device.interval(10.0 * device.pace))
+        job = Job(request, Run(tmp_path), SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
+        monkeypatch.setattr(job, "window", lambda data, *_, **__: device.window(int(data), budget))
+        plan = job.close_loop(subject, Table(), Importance({}), None, "step-0")  # type: ignore[arg-type]
+        return plan, Run(tmp_path).record["round_log"]
+
+    return close
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.003])
+@pytest.mark.parametrize("pace", [0.6, 1.0, 2.5])
+@pytest.mark.parametrize("bias", [-0.15, -0.05, 0.0, 0.05, 0.15])
+def test_it_lands_inside_the_budget_and_near_it(loop: Any, bias: float, pace: float, noise: float) -> None:
+    """Whatever the pace, and up to 15 % off the table, four rounds end with the upper bound within 5 % below the budget."""
+    limit_ms = 5.0 * pace
+    plan, log = loop(Device(pace, bias, noise), Budget(limit_ms=limit_ms))
+    true_ms = plan.predicted_ms * pace * (1 + bias)
+    assert len(log) <= 4
+    assert -0.05 <= log[-1]["measured"]["high"] / limit_ms - 1 <= 0.0
+    assert -0.05 - 4 * noise <= 1.005 * true_ms / limit_ms - 1 <= 4 * noise
+
+
+@pytest.mark.parametrize("bias", [-0.15, 0.15])
+def test_a_speedup_is_reached_too(loop: Any, bias: float) -> None:
+    """A budget as a speed-up ends within 5 % of the dense engine's latency in the same window."""
+    plan, log = loop(Device(0.8, bias), Budget(speedup=2.0))
+    assert len(log) <= 4
+    assert 2.0 <= 10.0 / (plan.predicted_ms * (1 + bias)) <= 2.0 / 0.95
+
+
+def test_a_table_that_is_right_needs_one_round(loop: Any) -> None:
+    """Without bias the first build is near enough."""
+    assert len(loop(Device(1.0, 0.0), Budget(limit_ms=5.0))[1]) == 1
+
+
+def test_a_budget_below_the_floor_says_why(loop: Any) -> None:
+    """Where no plan is fast enough the error names the floor in the device's ms and the groups that hold it up."""
+    with pytest.raises(InfeasibleError) as caught:
+        loop(Device(2.0, 0.0), Budget(limit_ms=3.0))
+    assert caught.value.floor_ms == pytest.approx(2.0 * (FLOOR_MS + STEP_MS))
+    assert caught.value.binding == ("body",)
+    assert "4.04 ms" in str(caught.value) and "body" in str(caught.value) and "--budget-ms" in caught.value.hint
+
+
+def test_a_floor_that_only_builds_show_is_told_with_what_they_took(loop: Any) -> None:
+    """A budget that the table allows and the device does not ends in the floor as the device has it."""
+    with pytest.raises(InfeasibleError) as caught:
+        loop(Device(1.0, 0.5), Budget(limit_ms=2.3))
+    assert caught.value.floor_ms > 2.3
+
+
+def test_the_nearest_plan_that_passed_is_taken(loop: Any) -> None:
+    """When rounds run out, the last plan that passed counts, not the last one tried."""
+    plan, log = loop(Device(1.0, -0.15), Budget(limit_ms=5.0), 1)
+    assert [row["verdict"] for row in log] == ["PASS"]
+    assert plan.predicted_ms <= 5.0
+
+
+def test_an_interrupted_loop_goes_on_with_the_next_round(loop: Any) -> None:
+    """Rounds that are done are not built again, and the result is that of a loop without interruption."""
+
+    class Dying(Device):
+        def window(self, units: int, budget: Budget) -> Window:
+            if len(self.built) == 1:
+                raise KeyboardInterrupt
+            return super().window(units, budget)
+
+    device = Dying(1.0, 0.15)
+    with pytest.raises(KeyboardInterrupt):
+        loop(device, Budget(limit_ms=5.0))
+    later = Device(1.0, 0.15)
+    plan, log = loop(later, Budget(limit_ms=5.0))
+    assert [row["round"] for row in log] == list(range(1, len(log) + 1))
+    assert not set(device.built) & set(later.built)
+    assert 0.95 <= plan.predicted_ms * 1.15 / 5.0 <= 1.0
+    again, _ = loop(Device(1.0, 99.0), Budget(limit_ms=5.0))
+    assert again.widths == plan.widths
