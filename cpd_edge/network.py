@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import os
 import sysconfig
 import traceback
 import zipfile
@@ -71,6 +72,13 @@ class Network(fx.GraphModule):
     def example(self, batch: int = _BATCH, seed: int = 0) -> Tensor:
         """Seeded standard-normal inputs `[batch, *input_shape]`, of the parameters' device and type."""
         return _example(self, batch, self.input_shape, seed)
+
+    def fetch(self, name: str) -> Any:
+        """What a call reads under a dotted name: a parameter, a buffer or a constant tensor."""
+        found: Any = self
+        for step in name.split("."):
+            found = getattr(found, step)
+        return found
 
     def refresh(self) -> None:
         """Recompiles after the graph or its parameters changed, and brings the recorded shapes up to date.
@@ -254,7 +262,7 @@ def _user_line(error: BaseException) -> str:
 
 
 def source_line(node: fx.Node) -> str:
-    """`file:line` of the user's code that made a node, or ''."""
+    """`file:line` of the user's code that made a node, from here or from the root, whichever is shorter; or ''."""
     stack: Any = node.meta.get("stack_trace") or ""
     library = str(Path(torch.__file__).parent)
     found = ""
@@ -262,5 +270,5 @@ def source_line(node: fx.Node) -> str:
         text = line.strip()
         if text.startswith('File "') and library not in text:
             name, number = text.split('"')[1], text.split("line ")[1].split(",")[0]
-            found = f"{name}:{number}"
+            found = f"{min(name, os.path.relpath(name), key=len)}:{number}"
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -154,8 +154,11 @@ def shape_of(value: object) -> tuple[int, ...]:
 
 
 def extent(size: object) -> int:
-    """A size as an integer; a symbolic one as the example had it."""
-    return size if type(size) is int else int(size.node.hint)  # type: ignore[attr-defined]
+    """A size as an integer: a symbolic one as the example had it, one that depends on data as 0, which fits nothing."""
+    if type(size) is int:
+        return size
+    hint = size.node.hint  # type: ignore[attr-defined]
+    return 0 if hint is None else int(hint)
 
 
 def _fixed(relation: Relation, node: fx.Node, reason: str) -> Dims | list[Dims]:
@@ -175,17 +178,11 @@ def _fixed(relation: Relation, node: fx.Node, reason: str) -> Dims | list[Dims]:
 def _parameter(relation: Relation, node: fx.Node) -> None:
     name = str(node.target)
     if name not in relation.parameters:
-        tensor = _fetch(relation.network, name)
+        tensor = relation.network.fetch(name)
         relation.parameters[name] = (
             tuple(relation.axes.new(n) for n in tensor.shape) if isinstance(tensor, Tensor) else ()
         )
     relation.of[node.name] = relation.parameters[name]
-
-
-def _fetch(module: torch.nn.Module, name: str) -> Any:
-    for step in name.split("."):
-        module = getattr(module, step)
-    return module
 
 
 def _call(relation: Relation, node: fx.Node) -> None:

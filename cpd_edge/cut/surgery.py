@@ -42,7 +42,9 @@ def cut(combed: Combed, keep: Keep, state: Mapping[str, Tensor] | None = None) -
     network = combed.network.clone()
     source = combed.network.state_dict() if state is None else state
     for name, dims in combed.parameters.items():
-        _replace(network, name, _sliced(source[name], dims, keep))
+        tensor = source[name] if name in source else combed.network.fetch(name)
+        if isinstance(tensor, Tensor):
+            _replace(network, name, _sliced(tensor, dims, keep))
     widths = {name: len(units) for name, units in keep.items()}
     by_name = {node.name: node for node in network.graph.nodes}
     for argument in combed.shape_arguments:

@@ -1,4 +1,4 @@
-"""`cpd-edge` in a process of its own, forked from a server that has torch loaded, so that a call costs its work only."""
+"""`cpd-edge` in a process of its own, forked from a server that has torch loaded: a call costs its work only."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ PRUNES = {
     "too few classes": ((NET, "--data", "digits", *TWICE), "model gives 4 classes, data has 10"),
     "too many classes": (("mine.py:make_wide", "--data", "digits", *TWICE), "--num-classes 10"),
     "other channels": (("mine.py:make_coloured", *DATA, *TWICE), "channels"),
-    "not exportable": (("mine.py:make_branching", *DATA, *TWICE), f"mine.py:{line_of('item()')}: if x.sum().item() > 0:"),
+    "not exportable": (("mine.py:make_branching", *DATA, *TWICE), f"mine.py:{line_of('item()')}: if x.sum().item() "),
     "unknown device": ((NET, *DATA, *TWICE, "--device", "orin"), "--device local"),
     "unknown runtime": ((NET, *DATA, *TWICE, "--runtime", "tflite"), "--runtime onnxruntime"),
     "unknown score": ((NET, *DATA, *TWICE, "--score", "luck"), "--score fisher"),

@@ -73,3 +73,25 @@ def test_a_rule_may_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relate, "RULES", {**relate.RULES, "scaled": refuse})
     reasons = [f.reason for f in comb(Custom(), (3, 8, 8)).groups.frozen]
     assert any("only even factors" in reason for reason in reasons)
+
+
+class Constant(nn.Module):
+    """Adds a tensor that is neither parameter nor buffer, and scales by a buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.offset = torch.arange(4.0).view(1, 4, 1, 1)
+        self.register_buffer("scale", torch.arange(1.0, 5.0).view(1, 4, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) * self.scale + self.offset).mean((2, 3))
+
+
+def test_constants_are_cut_with_the_channels_they_meet() -> None:
+    """A constant tensor and an unsaved buffer follow the units they are combined with."""
+    combed = comb(Constant(), (3, 4, 4))
+    keep = {"first": np.array([1, 3])}
+    x = combed.network.example()
+    assert torch.allclose(cut(combed, keep)(x), mask(combed, keep)(x), atol=1e-6)
+    assert [g.name for g in combed.groups.groups] == ["first"]

@@ -50,7 +50,9 @@ def test_a_plan_at_the_table_limit_lands_at_the_aim(limit: float, pace: float, d
 def test_delta_and_table_limit_are_inverse(limit: float, pace: float, delta: float) -> None:
     """The delta of a build that lands at the aim is the delta it was aimed with."""
     window = Window(exactly(1.0), exactly(AIM * limit), exactly(1.0), limit, "PASS")
-    assert delta_of(window, pace, table_limit_ms(limit, pace, delta)) == pytest.approx(delta, abs=1e-9 * (limit / pace + 1))
+    assert delta_of(window, pace, table_limit_ms(limit, pace, delta)) == pytest.approx(
+        delta, abs=1e-9 * (limit / pace + 1)
+    )
 
 
 def test_a_limit_in_milliseconds_is_itself() -> None:

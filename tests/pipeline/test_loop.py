@@ -88,7 +88,7 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("pace", [0.6, 1.0, 2.5])
 @pytest.mark.parametrize("bias", [-0.15, -0.05, 0.0, 0.05, 0.15])
 def test_it_lands_inside_the_budget_and_near_it(loop: Any, bias: float, pace: float, noise: float) -> None:
-    """Whatever the pace, and up to 15 % off the table, four rounds end with the upper bound within 5 % below the budget."""
+    """Whatever the pace, and up to 15 % off the table, the upper bound ends within 5 % below the budget, in 4 rounds."""
     limit_ms = 5.0 * pace
     plan, log = loop(Device(pace, bias, noise), Budget(limit_ms=limit_ms))
     true_ms = plan.predicted_ms * pace * (1 + bias)

@@ -22,7 +22,16 @@ from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.store import Run
 from cpd_edge.types import EXIT_CODES, Budget
 
-NUMBERS = ("budget_ms", "quantile", "macs_ratio", "params_ratio", "metric_dense", "metric_pruned", "predicted_ms", "gap")
+NUMBERS = (
+    "budget_ms",
+    "quantile",
+    "macs_ratio",
+    "params_ratio",
+    "metric_dense",
+    "metric_pruned",
+    "predicted_ms",
+    "gap",
+)
 FILES = (
     "run.json", "samples/dense.json", "samples/pruned.json", "plan.json", "pruned.pt2", "pruned.onnx", "dense.onnx",
     "report.html", "report.md", "table.json", "groups.json",
@@ -30,7 +39,7 @@ FILES = (
 
 
 def test_the_record_has_every_promised_key(finished: tuple[Run, Done]) -> None:
-    """`prune --json` has the verdict, both latencies, the paired speed-up beside the ratios, metric, plan and stages."""
+    """`prune --json` has the verdict, both latencies, the paired speed-up beside the ratios, the metric, the stages."""
     record = finished[1].json
     assert record["verdict"] in EXIT_CODES
     assert all(isinstance(record[k], (int, float)) and math.isfinite(record[k]) for k in NUMBERS)
@@ -77,9 +86,8 @@ def test_ratios_are_those_of_the_networks(finished: tuple[Run, Done]) -> None:
 
 
 def test_the_module_loads_without_the_users_class_and_without_us(finished: tuple[Run, Done], tmp_path: Path) -> None:
-    """A fresh interpreter that can import neither loads `pruned.pt2` with torch alone; it gives the engine's outputs."""
+    """A fresh interpreter that can import neither loads `pruned.pt2` by torch alone and gives the engine's outputs."""
     run, _ = finished
-    module = torch.export.load(run / "pruned.pt2").module()
     shape = [int(d) for d in run.record["environment"]["shape"].split("x")][1:]
     inputs = np.random.default_rng(0).standard_normal((4, *shape)).astype(np.float32)
     np.save(tmp_path / "inputs.npy", inputs)
@@ -97,15 +105,10 @@ with torch.no_grad():
     engine = OnnxRunner(run / "pruned.onnx")
     np.testing.assert_allclose(outputs, engine.outputs(inputs), atol=1e-4 * np.abs(outputs).max())
     engine.close()
-    assert module is not None
 
 
-@pytest.mark.parametrize(
-    ("name", "factory"), [("classified", "make_net"), ("segmented", "make_dense_head")]
-)
-def test_parameters_keep_their_names(
-    name: str, factory: str, shell: Shell, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.parametrize(("name", "factory"), [("classified", "make_net"), ("segmented", "make_dense_head")])
+def test_parameters_keep_their_names(name: str, factory: str, shell: Shell, request: pytest.FixtureRequest) -> None:
     """The pruned module has exactly the parameter names of the user's own, none of them larger."""
     run, _ = request.getfixturevalue(name)
     spec = importlib.util.spec_from_file_location("mine_again", shell.folder / "mine.py")
@@ -174,7 +177,9 @@ def test_a_budget_that_no_plan_meets_names_the_floor(shell: Shell, steps: str) -
 def test_the_python_api_gives_the_same_run(classified: tuple[Run, Done], shell: Shell, tmp_path: Path) -> None:
     """`cpd_edge.prune` takes the same specs; resumed on a finished run it gives module, engine, report, measurement."""
     run, _ = classified
-    asked = {k: v for k, v in run.record["request"].items() if k not in ("budget_ms", "speedup", "quantile", "tolerance")}
+    asked = {
+        k: v for k, v in run.record["request"].items() if k not in ("budget_ms", "speedup", "quantile", "tolerance")
+    }
     model, data = asked.pop("model"), asked.pop("data")
     before = Path.cwd()
     settings: dict[str, Any] = {**asked, "budget": Budget(speedup=1.3), "out": run.folder, "resume": True}

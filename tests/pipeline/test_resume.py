@@ -1,0 +1,147 @@
+"""Laws of interruption: whatever kills a run, at most the step in hand is lost, and `--resume` goes on from there."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from cli.shell import Done, Shell
+from cli.worlds import PRUNE, QUICK
+
+from cpd_edge.store import Run
+from cpd_edge.types import EXIT_CODES
+
+DEATHS = (
+    ("profile", 6), ("distil", 1), ("measure rounds", 0), ("distil", 1), ("bench", 0), ("layers", 0),
+)  # fmt: skip
+"""Where the run is killed, one life after the other: in turn before, in and after each stage that takes long."""
+LASTING = ("dense.pt2", "dense.onnx", "groups.json", "table.json", "checkpoints/step-")
+"""Files that are written once, by their beginnings."""
+
+
+@dataclass(frozen=True)
+class Life:
+    """One process's end, and the files it left, tables included."""
+
+    done: Done
+    files: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def lives(shell: Shell) -> list[Life]:
+    """A run that is killed again and again, then left to finish."""
+    words = (*PRUNE, "--speedup", "1.3", *QUICK, "--steps", "2", "--epochs", "1", "--profiles", "killed/tables")
+    found = []
+    for i, death in enumerate([*DEATHS, None]):
+        done = shell(*words, "--out", "killed/run", *(["--resume"] if i else []), "--json", kill_at=death)
+        root = shell.folder / "killed"
+        found.append(Life(done, {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}))
+    return found
+
+
+def test_a_killed_run_goes_on_to_its_verdict(lives: list[Life], shell: Shell) -> None:
+    """Killed at every stage in turn, the run ends with its verdict all the same, and prints the record."""
+    assert [life.done.code for life in lives[:-1]] == [-signal.SIGKILL] * len(DEATHS)
+    record = lives[-1].done.json
+    assert lives[-1].done.code == EXIT_CODES[record["verdict"]], lives[-1].done.err
+    assert record == Run(shell.folder / "killed/run").record
+
+
+def test_finished_stages_are_not_repeated(lives: list[Life]) -> None:
+    """What a stage left behind is the same bytes ever after: network, engine, table, every step's plan and network."""
+    once: dict[str, bytes] = {}
+    for life in lives[:-1]:
+        for name, data in life.files.items():
+            if name.startswith(tuple(f"run/{part}" for part in LASTING)) and "training" not in name:
+                assert once.setdefault(name, data) == data, name
+    steps = {"run/checkpoints/step-0.pt2", "run/checkpoints/step-0-plan.json", "run/checkpoints/step-1-trials.json"}
+    assert once.keys() >= {"run/dense.onnx", "run/table.json", *steps}
+
+
+def test_measured_samples_are_kept(lives: list[Life]) -> None:
+    """Networks that were measured before the kill stand in the log as they were, and are not measured again."""
+    logs = [data for life in lives for name, data in life.files.items() if name.endswith("samples.jsonl")]
+    assert logs[0].count(b"\n") >= 6
+    assert all(later.startswith(earlier) for earlier, later in pairwise(logs))
+    assert len(set(logs)) == 2
+
+
+def test_training_goes_on_from_its_checkpoint(lives: list[Life]) -> None:
+    """A kill in the midst of distillation leaves a checkpoint, and the whole history has every step once."""
+    assert (
+        "run/checkpoints/step-0-training.pt" in lives[1].files and "run/checkpoints/step-0.json" not in lives[1].files
+    )
+    rows = [(row["prune_step"], row["step"]) for row in lives[-1].done.json["history"]]
+    assert rows == [(0, 1), (0, 2), (1, 3), (1, 4)]
+
+
+def test_a_resumed_run_leaves_nothing_half_done(lives: list[Life]) -> None:
+    """The folder is as tidy as that of a run that was never killed."""
+    names = [name for name in lives[-1].files if name.startswith("run/")]
+    assert not [name for name in names if "checkpoints" in name or Path(name).name.startswith(".")]
+    assert {"run/report.html", "run/report.md", "run/plan.json", "run/pruned.pt2", "run/pruned.onnx"} <= set(names)
+
+
+def test_rounds_are_counted_once(lives: list[Life]) -> None:
+    """The log of rounds has each number once, within the limit, over all lives."""
+    record = lives[-1].done.json
+    numbers = [row["round"] for row in record["round_log"]]
+    assert numbers == list(range(1, record["rounds"] + 1)) and len(numbers) <= 2
+
+
+def test_resume_of_a_finished_run_prints_the_same_record(classified: tuple[Run, Done], shell: Shell) -> None:
+    """Nothing is done again: the same object, the same exit code, the same files."""
+    run, done = classified
+    before = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*")}
+    again = shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", "classified", "--json", "--resume")
+    assert (again.json, again.code) == (done.json, done.code)
+    assert before == {p: p.stat().st_mtime_ns for p in run.folder.rglob("*")}
+
+
+def test_resume_of_a_run_that_died_before_its_report_writes_it(classified: tuple[Run, Done], shell: Shell) -> None:
+    """A verdict without a report is completed by the report."""
+    run, done = classified
+    (run / "report.html").unlink()
+    assert shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", "classified", "--resume").code == done.code
+    assert (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(("--seed", "1"), "seed was 0, now 1"), (("--quantile", "0.9"), "quantile was 0.5, now 0.9")],
+)
+def test_resume_with_other_settings_is_refused(
+    classified: tuple[Run, Done], shell: Shell, change: tuple[str, ...], named: str
+) -> None:
+    """A run goes on as it was asked for, or not at all: the setting that differs is named."""
+    done = shell(*PRUNE, "--speedup", "1.3", *QUICK, *change, "--out", "classified", "--resume")
+    assert done.code == 2 and named in done.err and done.out == ""
+
+
+def test_a_second_run_into_the_same_folder_is_refused(classified: tuple[Run, Done], shell: Shell) -> None:
+    """Without `--resume`, a folder that holds a run is left as it is."""
+    run, printed = classified
+    done = shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", "classified")
+    assert done.code == 2 and "--resume" in done.err
+    assert json.loads((run / "run.json").read_text()) == printed.json
+
+
+def test_ctrl_c_prints_the_command_that_goes_on(shell: Shell) -> None:
+    """An interrupted run exits 130 and says how to go on; that very command finishes it."""
+    call = shell.start(*PRUNE, "--speedup", "1.3", *QUICK, "--out", "stopped", "--profiles", "stopped-tables")
+    call.wait_until(
+        lambda: any(log.read_text().count("\n") > 2 for log in shell.folder.glob("stopped-tables/**/*.jsonl"))
+    )
+    call.send(signal.SIGINT)
+    done = call.done()
+    assert done.code == 130, done.err
+    assert "Go on with:" in done.err and "Traceback" not in done.err
+    command = shlex.split(done.err.strip().splitlines()[-1])
+    assert command[0] == "cpd-edge" and command[-1] == "--resume"
+    again = shell(*command[1:])
+    assert again.code == EXIT_CODES[Run(shell.folder / "stopped").record["verdict"]], again.err

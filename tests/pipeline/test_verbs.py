@@ -1,0 +1,138 @@
+"""Laws of the other verbs: the parts of the main job on their own, as text and as one object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli.shell import Done, Shell
+from cli.worlds import PRUNE, QUICK
+
+from cpd_edge.cli import bench_text, doctor_text
+from cpd_edge.store import Run, measurement_from
+
+COMB = ("comb", "mine.py:make_net", "--input", "1,16,16")
+PROFILE = ("profile", "mine.py:make_net", "--input", "1,16,16", "--samples", "8")
+SHORT = ("--limit-s", "0.4", "--target", "0.5")
+
+
+def test_comb_shows_groups_and_frozen_axes(shell: Shell) -> None:
+    """`comb` names each group with its units, each frozen axis with the reason, and how much can be cut."""
+    found = shell(*COMB, "--json").json
+    assert found.keys() >= {"groups", "frozen", "prunable_params_fraction"}
+    assert {(g["name"], g["units"], g["exact"]) for g in found["groups"]} == {("stem", 24, True), ("body", 32, True)}
+    assert [(f["units"], f["reason"]) for f in found["frozen"]] == [(4, "network output")]
+    assert 0.9 < found["prunable_params_fraction"] <= 1
+    text = shell(*COMB).out
+    assert all(word in text for word in ("24 units  exact", "stem", "body", "network output", "mine.py:", "2 groups; "))
+
+
+def test_profile_measures_once_and_finds_it_again(shell: Shell) -> None:
+    """`profile` says how well its table predicts; asked again it measures nothing and says the same."""
+    words = (*PROFILE, "--profiles", "tables")
+    found = shell(*words, "--json").json
+    errors = ("holdout_median_error", "holdout_p90_error", "isolated_median_error")
+    assert found.keys() >= {"samples", "regions", "seconds", *errors}
+    assert found["samples"] >= 8 and found["regions"] >= 3 and all(found[k] >= 0 for k in errors)
+    assert (shell.folder / found["table"] / "table.json").is_file()
+    log = Path(shell.folder / found["table"] / "samples.jsonl").read_bytes()
+    assert shell(*words, "--json").json == found
+    assert Path(shell.folder / found["table"] / "samples.jsonl").read_bytes() == log
+    assert f"{found['regions']} regions, {found['samples']} networks" in shell(*words).out
+
+
+def test_solve_answers_for_other_budgets(classified: tuple[Run, Done], shell: Shell) -> None:
+    """`solve RUN` certifies a plan for the run's budget or another: a tighter one keeps less and loses more."""
+    loose, tight = (shell("solve", "classified", "--speedup", x, "--json").json for x in ("1.2", "1.6"))
+    for plan in (loose, tight):
+        assert plan["predicted_ms"] <= plan["limit_ms"] * (1 + 1e-9)
+        assert plan["bound"] <= plan["objective"] * (1 + 1e-9) and plan["gap"] <= 1e-3
+        assert all(1 <= now <= was for was, now in plan["widths"].values())
+    assert tight["limit_ms"] < loose["limit_ms"] and tight["objective"] >= loose["objective"]
+    assert tight["macs_ratio"] >= loose["macs_ratio"] >= 1
+    own = shell("solve", "classified")
+    assert own.code == 0 and "x fewer MACs" in own.out and "stem" in own.out
+
+
+def test_solve_of_a_budget_below_the_floor_names_it(classified: tuple[Run, Done], shell: Shell) -> None:
+    """What no plan meets exits 1 and names the floor and the groups."""
+    done = shell("solve", "classified", "--speedup", "1000")
+    assert done.code == 1 and "the fastest is predicted at" in done.err and "groups" in done.err and "body" in done.err
+
+
+@pytest.mark.parametrize(
+    ("budget", "code", "verdict"),
+    [
+        (("--budget-ms", "1000"), 0, "PASS"),
+        (("--budget-ms", "0.000001"), 1, "FAIL"),
+        (("--budget-ms", "1000", "--quantile", "0.999999"), 3, "INCONCLUSIVE"),  # more samples than 0.4 s holds
+        ((), 0, None),
+    ],
+)
+def test_bench_exits_with_its_verdict(
+    classified: tuple[Run, Done], shell: Shell, budget: tuple[str, ...], code: int, verdict: str | None
+) -> None:
+    """`bench` exits 0 inside the budget, 1 outside, 3 where the samples do not say; 0 without a budget."""
+    done = shell("bench", "classified/pruned.onnx", *SHORT, *budget, "--json")
+    assert (done.code, done.json.get("verdict")) == (code, verdict)
+
+
+def test_bench_compares_and_keeps_raw_samples(classified: tuple[Run, Done], shell: Shell) -> None:
+    """`--against` gives the paired ratio with the MACs ratio beside it; `--out` keeps every sample."""
+    words = ("bench", "classified/pruned.onnx", "--against", "classified/dense.onnx", *SHORT)
+    found = shell(*words, "--out", "raw.json", "--json").json
+    assert found["speedup"]["low"] <= found["speedup"]["estimate"] <= found["speedup"]["high"]
+    assert found["macs_ratio"] == pytest.approx(classified[0].record["macs_ratio"], rel=1e-3)
+    assert found["outcome"] in ("faster", "slower", "equivalent", "inconclusive")
+    raw = measurement_from(json.loads((shell.folder / "raw.json").read_text()))
+    assert len(raw.samples_ns) == found["latency_ms"]["n"] and raw.environment == found["environment"]
+    assert named_beside_macs(shell(*words).out)
+
+
+def test_a_ratio_without_macs_is_said_to_be_unknown() -> None:
+    """An engine without convolutions or matrices has no MACs ratio, and the text says so."""
+    span = {"estimate": 1.0, "low": 0.9, "high": 1.1, "n": 9}
+    found = {"quantile": 0.5, "latency_ms": span, "stop": "x", "speedup": span, "outcome": "equivalent"}
+    assert "MACs unknown" in bench_text({**found, "macs_ratio": None})
+
+
+def test_no_speedup_is_printed_without_its_macs_ratio(classified: tuple[Run, Done], shell: Shell) -> None:
+    """Every line that names a speed-up names the MACs ratio too."""
+    text = shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", "classified", "--resume").out
+    assert f"{classified[0].record['macs_ratio']:.2f} x fewer MACs" in text
+    assert named_beside_macs(text)
+
+
+def named_beside_macs(text: str) -> bool:
+    """Whether there are lines with a speed-up, and each has the MACs too."""
+    lines = [line for line in text.splitlines() if "speed-up" in line]
+    return bool(lines) and all("MACs" in line for line in lines)
+
+
+def test_report_is_written_again_from_files(classified: tuple[Run, Done], shell: Shell) -> None:
+    """`report RUN` writes the same page from the run's files alone."""
+    path = classified[0] / "report.html"
+    before = path.read_text()
+    path.unlink()
+    assert shell("report", "classified").out.strip() == "classified/report.html"
+    assert path.read_text() == before
+    assert shell("report", "classified", "--json").json == {"report": "classified/report.html"}
+
+
+def test_doctor_is_readable(shell: Shell) -> None:
+    """The doctor says what is installed, what is not and how to get it, and what differences the machine can show."""
+    found = shell("doctor", "--json").json
+    lines = doctor_text(found).splitlines()
+    assert not any(mark in line for line in lines for mark in "{}")
+    assert max(map(len, lines)) <= 120
+    heads = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert heads == ["python", "device", "state", "runtimes", "packages", "noise", "warnings"]
+    assert any("onnxruntime" in line and found["runtimes"]["onnxruntime"]["version"] in line for line in lines)
+    assert any("an engine against itself" in line for line in lines)
+
+
+def test_doctor_without_a_runtime_gives_the_pip_line(shell: Shell) -> None:
+    """Where ONNX Runtime is missing the doctor still answers, with the line that installs it."""
+    done = shell("doctor", missing=("onnxruntime",))
+    assert done.code == 0 and "pip install 'cpd-edge[cpu]'" in done.out and "not measured" in done.out
