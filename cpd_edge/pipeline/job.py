@@ -56,7 +56,7 @@ from cpd_edge.types import Importance, Interval, Plan
 
 QUICK = Protocol(limit_s=6.0, target=0.01)
 """Protocol of the rounds of the loop."""
-FULL = Protocol(limit_s=30.0, target=0.005, min_blocks=20)
+FULL = Protocol(limit_s=45.0, target=0.01, min_blocks=20)
 """Protocol of the verdict."""
 FIRST_SHARE = 0.4
 """Share of the distillation that the steps before the last one get together."""

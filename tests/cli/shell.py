@@ -10,11 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 PATIENCE_S = 60.0
 """After so long a call counts as hung."""
@@ -77,10 +81,9 @@ class Shell:
         self._calls = 0
         self._server: ForkServerContext = multiprocessing.get_context("forkserver")
         self._server.set_forkserver_preload(["cli.warm"])
-        before = os.environ.get("PYTHONPATH", "")
-        os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # the server does not look where this process does
-        forkserver.ensure_running()
-        os.environ["PYTHONPATH"] = before
+        with pytest.MonkeyPatch.context() as patch:  # the server does not look where this process does
+            patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+            forkserver.ensure_running()
 
     def start(
         self, *arguments: str, kill_at: Death | None = None, missing: Sequence[str] = (), folder: Path | None = None
@@ -123,13 +126,13 @@ def run(
 
 def hasten() -> None:
     """Short measurements, and a checkpoint after every training step."""
-    from functools import partial
-
-    from cpd_edge.pipeline import job, steps
+    from cpd_edge.pipeline import job, steps, verbs
 
     job.QUICK = replace(job.QUICK, limit_s=0.4, warmup_s=0.02, target=0.5, min_blocks=3, block_s=0.01)
     job.FULL = replace(job.FULL, limit_s=0.8, warmup_s=0.02, target=0.5, min_blocks=6, block_s=0.01)
-    job.ISOLATED_S = 0.2
+    job.ISOLATED_S = verbs.ISOLATED_S = 0.2
+    doctor: Any = import_module("cpd_edge.measure.doctor")
+    doctor.doctor = partial(doctor.doctor, protocol=job.FULL)
     steps.distil = partial(steps.distil, save_every_s=0.0)
 
 

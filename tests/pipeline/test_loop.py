@@ -35,8 +35,8 @@ class Table:
 class Device:
     """A machine at another pace than the table's, on which pruned engines take `bias` more than predicted."""
 
-    def __init__(self, pace: float, bias: float, noise: float = 0.0) -> None:
-        self.pace, self.bias, self.noise = pace, bias, noise
+    def __init__(self, pace: float, bias: float, noise: float = 0.0, later: float | None = None) -> None:
+        self.pace, self.bias, self.noise, self.later = pace, bias, noise, later
         self.random = np.random.default_rng(0)
         self.built: list[int] = []
 
@@ -46,6 +46,7 @@ class Device:
 
     def window(self, units: int, budget: Budget) -> Window:
         self.built.append(units)
+        self.pace = self.later or self.pace
         dense = self.interval(10.0 * self.pace)
         latency = self.interval((FLOOR_MS + STEP_MS * units) * self.pace * (1 + self.bias))
         limit_ms = limit_of(budget, dense)
@@ -88,7 +89,7 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("pace", [0.6, 1.0, 2.5])
 @pytest.mark.parametrize("bias", [-0.15, -0.05, 0.0, 0.05, 0.15])
 def test_it_lands_inside_the_budget_and_near_it(loop: Any, bias: float, pace: float, noise: float) -> None:
-    """Whatever the pace, and up to 15 % off the table, the upper bound ends within 5 % below the budget, in 4 rounds."""
+    """Whatever the pace, and up to 15 % off the table, four rounds end with the upper bound just in budget."""
     limit_ms = 5.0 * pace
     plan, log = loop(Device(pace, bias, noise), Budget(limit_ms=limit_ms))
     true_ms = plan.predicted_ms * pace * (1 + bias)
@@ -103,6 +104,14 @@ def test_a_speedup_is_reached_too(loop: Any, bias: float) -> None:
     plan, log = loop(Device(0.8, bias), Budget(speedup=2.0))
     assert len(log) <= 4
     assert 2.0 <= 10.0 / (plan.predicted_ms * (1 + bias)) <= 2.0 / 0.95
+
+
+@pytest.mark.parametrize("later", [0.7, 1.5])
+def test_a_machine_that_changes_its_pace_changes_the_limit(loop: Any, later: float) -> None:
+    """A speed-up is taken from the dense engine in the candidate's own window, not from an earlier one."""
+    plan, log = loop(Device(1.0, 0.05, later=later), Budget(speedup=2.0))
+    assert len(log) <= 4
+    assert 2.0 <= 10.0 / (plan.predicted_ms * 1.05) <= 2.0 / 0.95
 
 
 def test_a_table_that_is_right_needs_one_round(loop: Any) -> None:
@@ -152,3 +161,56 @@ def test_an_interrupted_loop_goes_on_with_the_next_round(loop: Any) -> None:
     assert 0.95 <= plan.predicted_ms * 1.15 / 5.0 <= 1.0
     again, _ = loop(Device(1.0, 99.0), Budget(limit_ms=5.0))
     assert again.widths == plan.widths
+
+
+class Finishing(Job):
+    """A job at its end: students are numbers, the verdict and the next step are given."""
+
+    def __init__(self, run: Run, verdicts: list[str], infeasible: bool = False) -> None:
+        budget = Budget(limit_ms=5.0)
+        super().__init__(Request("net", "data", budget, steps=1, rounds=3), run, SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
+        self.verdicts, self.infeasible, self.judgements = verdicts, infeasible, 0
+
+    def judged(self, student: Any) -> Any:
+        self.judgements += 1
+        latency = Interval(5.1, 5.0, 5.2, 400)
+        return Window(latency, latency, latency, 5.0, self.verdicts.pop(0)), "parity"  # type: ignore[arg-type]
+
+    def step(self, index: int, total: int, subject: Any, table: Any, student: Any) -> Any:
+        if self.infeasible:
+            raise InfeasibleError("no plan reaches 5 ms", floor_ms=5.05, binding=("body",))
+        return SimpleNamespace(plan=student.plan, index=index)
+
+
+@pytest.fixture
+def ending(tmp_path: Path) -> tuple[Run, Any]:
+    """A run without rounds so far, and what `finish` is given."""
+    run = Run.create(tmp_path, {})
+    student = SimpleNamespace(plan=Plan({"body": (0,)}, 5.0, 5.0, 0.0, 0.0, 0.0, 0.0), index=0)
+    return run, (SimpleNamespace(widths={"body": UNITS}), Table(), student)
+
+
+def test_a_verdict_that_is_no_pass_asks_for_one_more_step(ending: tuple[Run, Any]) -> None:
+    """While a round is left the network is pruned further, and the row says after which step it was judged."""
+    run, given = ending
+    job = Finishing(run, ["FAIL", "PASS"])
+    window, _, student = job.finish(*given)
+    assert (window.verdict, student.index, job.judgements) == ("PASS", 1, 2)
+    assert [row["step"] for row in run.record["round_log"]] == [0]
+
+
+def test_a_verdict_that_was_taken_is_not_taken_again(ending: tuple[Run, Any]) -> None:
+    """Interrupted in the step after it, the run goes on with that step."""
+    run, given = ending
+    run.update(round_log=[{"round": 1, "step": 0, "delta_ms": 0.1}])
+    job = Finishing(run, ["PASS"])
+    _, _, student = job.finish(*given)
+    assert (student.index, job.judgements) == (1, 1)
+
+
+def test_a_network_that_no_further_step_can_help_keeps_its_verdict(ending: tuple[Run, Any]) -> None:
+    """Where the next step has no plan, the engine that was measured stands, with the floor as the reason."""
+    run, given = ending
+    window, _, student = Finishing(run, ["FAIL"], infeasible=True).finish(*given)
+    assert (window.verdict, student.index) == ("FAIL", 0)
+    assert (run.record["floor_ms"], run.record["reason"]) == (5.05, "no plan reaches 5 ms")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +18,7 @@ from cpd_edge.store import Run
 from cpd_edge.types import EXIT_CODES
 
 DEATHS = (
-    ("profile", 6), ("distil", 1), ("measure rounds", 0), ("distil", 1), ("bench", 0), ("layers", 0),
+    ("profile", 6), ("distil", 1), ("measure rounds", 0), ("bench", 0), ("layers", 0),
 )  # fmt: skip
 """Where the run is killed, one life after the other: in turn before, in and after each stage that takes long."""
 LASTING = ("dense.pt2", "dense.onnx", "groups.json", "table.json", "checkpoints/step-")
@@ -34,10 +35,12 @@ class Life:
 
 @pytest.fixture(scope="module")
 def lives(shell: Shell) -> list[Life]:
-    """A run that is killed again and again, then left to finish."""
+    """A run that is killed again and again, then left to finish, without the device's tables."""
     words = (*PRUNE, "--speedup", "1.3", *QUICK, "--steps", "2", "--epochs", "1", "--profiles", "killed/tables")
     found = []
     for i, death in enumerate([*DEATHS, None]):
+        if death is None:
+            shutil.rmtree(shell.folder / "killed/tables")
         done = shell(*words, "--out", "killed/run", *(["--resume"] if i else []), "--json", kill_at=death)
         root = shell.folder / "killed"
         found.append(Life(done, {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}))
@@ -61,6 +64,17 @@ def test_finished_stages_are_not_repeated(lives: list[Life]) -> None:
                 assert once.setdefault(name, data) == data, name
     steps = {"run/checkpoints/step-0.pt2", "run/checkpoints/step-0-plan.json", "run/checkpoints/step-1-trials.json"}
     assert once.keys() >= {"run/dense.onnx", "run/table.json", *steps}
+
+
+def test_the_dense_engine_is_timed_once(lives: list[Life]) -> None:
+    """The dense latency that the budget was taken from stays as it was, until the verdict's window."""
+    records = [json.loads(life.files["run/run.json"]) for life in lives[:-1]]
+    assert all(record["dense_latency_ms"] == records[0]["dense_latency_ms"] for record in records)
+
+
+def test_a_run_needs_the_devices_tables_no_more_once_it_has_its_own(lives: list[Life]) -> None:
+    """Resumed after the profile, a run goes on with the table in its folder and measures no other."""
+    assert not [name for name in lives[-1].files if name.startswith("tables/")]
 
 
 def test_measured_samples_are_kept(lives: list[Life]) -> None:
@@ -109,6 +123,16 @@ def test_resume_of_a_run_that_died_before_its_report_writes_it(classified: tuple
     (run / "report.html").unlink()
     assert shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", "classified", "--resume").code == done.code
     assert (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize("verdict", EXIT_CODES)
+def test_the_exit_code_of_every_verdict(classified: tuple[Run, Done], shell: Shell, verdict: str) -> None:
+    """PASS exits 0, FAIL 1, INCONCLUSIVE 3."""
+    copy = shell.folder / f"ended-{verdict}"
+    shutil.copytree(classified[0].folder, copy)
+    Run(copy).update(verdict=verdict)
+    done = shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", copy.name, "--resume")
+    assert done.code == EXIT_CODES[verdict] and done.out.startswith(f"{verdict}: ")
 
 
 @pytest.mark.parametrize(
