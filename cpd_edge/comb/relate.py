@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, fx
 
 from cpd_edge.comb.axes import UNIT, Axes, Misaligned

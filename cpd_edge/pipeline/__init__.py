@@ -12,8 +12,8 @@ from torch import nn
 
 from cpd_edge.intake.tasks import Task
 from cpd_edge.network import Network, load
-from cpd_edge.pipeline.job import run
 from cpd_edge.pipeline.request import Request
+from cpd_edge.pipeline.stages import run
 from cpd_edge.store import Run, measurement_from, read_json
 from cpd_edge.types import Budget, Measurement
 

@@ -8,15 +8,11 @@ Each stage leaves its result in the run folder before the next one begins.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from cpd_edge import network as networks
@@ -25,12 +21,11 @@ from cpd_edge.deploy.onnx import export_onnx, finish
 from cpd_edge.deploy.parity import Parity, check_parity
 from cpd_edge.distil.train import train
 from cpd_edge.errors import InfeasibleError
-from cpd_edge.intake.models import RandomWeightsWarning, load_model
-from cpd_edge.intake.tasks import Task, check_model, load_task
+from cpd_edge.intake.tasks import Task
 from cpd_edge.measure import stats
 from cpd_edge.measure.environment import key as environment_key
 from cpd_edge.measure.protocol import Protocol, compare, measure
-from cpd_edge.measure.runners import OnnxRunner, onnxruntime
+from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
 from cpd_edge.pipeline.request import Request
@@ -51,7 +46,6 @@ from cpd_edge.pipeline.steps import (
 from cpd_edge.pipeline.subject import Subject, save_groups
 from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable, table_folder
-from cpd_edge.report import write as write_report
 from cpd_edge.types import Importance, Interval, Plan
 
 QUICK = Protocol(limit_s=6.0, target=0.01)
@@ -351,121 +345,3 @@ class Job:
         with self.stage("bench") as tell:
             window = self.window((self.run / "pruned.onnx").read_bytes(), FULL, tell, keep=True)
         return window, parity
-
-
-def run(
-    request: Request,
-    folder: Path,
-    *,
-    model: nn.Module | None = None,
-    data: Task | None = None,
-    resume: bool = False,
-    command: str = "",
-    progress: Progress | None = None,
-) -> tuple[store.Run, Network]:
-    """Runs the main job, or goes on with it, and writes the report.
-
-    Args:
-        request: the settings.
-        folder: run folder.
-        model, data: objects in place of the request's specs.
-        resume: go on with the run in `folder`.
-        command: what was typed, for the record.
-        progress: gets stage, fraction and message.
-
-    Returns:
-        The run, and the pruned network.
-
-    Raises:
-        CpdError: bad input, before any work; or a stage that failed, with what it was.
-        InfeasibleError: no plan meets the budget; the record and the report say so too.
-    """
-    onnxruntime()
-    torch.manual_seed(request.seed)
-    task = data or load_task(
-        request.data,
-        seed=request.seed,
-        image_size=request.image_size,
-        data_root=Path(request.data_root) if request.data_root else None,
-    )
-    record = _opened(request, folder, resume)
-    if record is not None and "verdict" in record.record:
-        return record, _finished(record)
-    traced = None
-    if record is None or not (record / "dense.pt2").exists():
-        model = model if model is not None else _model(request, task)
-        check_model(task, model)
-        traced = networks.trace(model, task.input_shape)
-    if record is None:
-        record = store.Run.create(folder, request.to_json())
-        record.update(command=command, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    job = Job(request, record, task, progress or (lambda stage, fraction, text: None))
-    try:
-        network = _stages(job, model, traced)
-    except InfeasibleError as error:
-        record.update(
-            verdict="FAIL", reason=error.what, floor_ms=error.floor_ms, binding=error.binding, hint=error.hint
-        )
-        write_report(folder)
-        _tidy(record)
-        raise
-    _tidy(record)
-    return record, network
-
-
-def _finished(record: store.Run) -> Network:
-    """The network of a run that has its verdict already; writes the report if that was all that was missing."""
-    if not (record / "report.html").exists():
-        write_report(record.folder)
-    _tidy(record)
-    if not (record / "pruned.pt2").exists():
-        found = record.record
-        raise InfeasibleError(
-            found["reason"], floor_ms=found["floor_ms"], binding=tuple(found["binding"]), hint=found["hint"]
-        )
-    return networks.load(record / "pruned.pt2")
-
-
-def _tidy(record: store.Run) -> None:
-    """Removes what only an unfinished run needs, and what a killed one left half written."""
-    shutil.rmtree(record / "checkpoints", ignore_errors=True)
-    for pattern in (".partial-*", ".*.????????"):
-        for path in record.folder.rglob(pattern):
-            path.unlink(missing_ok=True)
-
-
-def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Network:
-    subject = job.dense(model, traced)
-    met = job.already_met(subject)
-    if met is not None:
-        outcome.write_already_met(job, subject, met)
-        return subject.network
-    table = job.table(subject)
-    student: Student | None = None
-    for index in range(job.request.steps):
-        student = job.step(index, job.request.steps, subject, table, student)
-    assert student is not None
-    window, parity, student = job.finish(subject, table, student)
-    store.write_with(job.run / "pruned.pt2", lambda path: networks.save(student.network, path))
-    store.write_json(job.run / "plan.json", {"format": store.FORMAT, **dict(store.plain(student.plan))})  # type: ignore[call-overload]
-    outcome.write(job, subject, table, student, window, parity)
-    return student.network
-
-
-def _opened(request: Request, folder: Path, resume: bool) -> store.Run | None:
-    if not (folder / "run.json").exists():
-        return None
-    if not resume:
-        store.Run.create(folder, {})  # refuses: the folder holds a run
-    found = store.Run(folder)
-    request.require_same(found.record["request"])
-    return found
-
-
-def _model(request: Request, task: Task) -> nn.Module:
-    weights = Path(request.weights) if request.weights else None
-    classes = request.num_classes or task.num_classes
-    with warnings.catch_warnings():
-        if request.train:
-            warnings.simplefilter("ignore", RandomWeightsWarning)
-        return load_model(request.model, weights, num_classes=classes, in_channels=task.input_shape[0])

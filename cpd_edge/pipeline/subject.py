@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +15,16 @@ from cpd_edge import store
 from cpd_edge.comb import comb
 from cpd_edge.cut import cut
 from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish, value_layouts
+from cpd_edge.deploy.parity import check_parity
+from cpd_edge.errors import CpdError
 from cpd_edge.layout import Keep, Widths
 from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.network import Combed, Network, trace
 from cpd_edge.profile.regions import find_regions, signature
 from cpd_edge.types import Region
+
+HALF_PARITY = 1e-2
+"""Largest relative difference between two ways to cut one network; a wrong cut is off by its whole output."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,11 @@ class Subject:
         combed = comb(trace(model, input_shape), input_shape)
         exported = export_onnx(combed.network)
         lowered = comb(exported.lowered, input_shape)
-        regions_of = lowered if _same_axes(combed, lowered) else combed
+        same = combed.parameters == lowered.parameters and combed.groups.widths == lowered.groups.widths
+        cutter = OnnxCutter(exported.model, lowered)
         dense = finish(exported.model)
-        cutter = OnnxCutter(exported.model, lowered) if regions_of is lowered else None
-        regions = find_regions(dense, value_layouts(regions_of))
-        return cls(combed, dense, regions, threads, cutter)
+        regions = find_regions(dense, value_layouts(lowered if same else combed))
+        return cls(combed, dense, regions, threads, cutter if same and cuts_truly(cutter, combed) else None)
 
     @property
     def network(self) -> Network:
@@ -84,9 +90,19 @@ class Subject:
         return OnnxRunner(model, threads=self.threads, profile=profile)
 
 
-def _same_axes(combed: Combed, lowered: Combed) -> bool:
-    """Whether the exporter's own graph yields the same groups, so that the file can be cut in place of the graph."""
-    return combed.parameters == lowered.parameters and combed.groups.widths == lowered.groups.widths
+def cuts_truly(cutter: OnnxCutter, combed: Combed) -> bool:
+    """Whether the file, cut at half of every group, computes what the cut graph does; if not, each sample is exported.
+
+    The exporter's own graph may hold calls that the network's does not, with shapes that follow no rule.
+    """
+    keep = {g.name: np.arange(0, g.units, 2) for g in combed.groups.groups}
+    small = cut(combed, keep)
+    try:
+        with contextlib.closing(OnnxRunner(bytes(finish(cutter.cut(keep)).SerializeToString()))) as runner:
+            check_parity(small, runner.outputs, small.example(), HALF_PARITY, "cut in half")
+    except CpdError:
+        return False
+    return True
 
 
 def save_groups(run: store.Run, subject: Subject) -> None:

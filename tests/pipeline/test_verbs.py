@@ -9,7 +9,7 @@ import pytest
 from cli.shell import Done, Shell
 from cli.worlds import PRUNE, QUICK
 
-from cpd_edge.cli import bench_text, doctor_text
+from cpd_edge.cli.text import bench_text, doctor_text
 from cpd_edge.store import Run, measurement_from
 
 COMB = ("comb", "mine.py:make_net", "--input", "1,16,16")

@@ -1,20 +1,17 @@
-"""The command line. Only this room prints; torch is imported by the commands that need it, never by `--help`."""
+"""The commands and their options. Each one hands over to the pipeline and shows what comes back."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cpd_edge.errors import CpdError, InfeasibleError
+from cpd_edge.cli.console import Interrupted, show, told
+from cpd_edge.cli.text import bench_text, comb_text, doctor_text, profile_text, solve_text, summary
+from cpd_edge.errors import InfeasibleError
 from cpd_edge.types import EXIT_CODES, Budget
 
 app = typer.Typer(
@@ -24,15 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-INTERRUPTED = 130
-
-
-class Interrupted(CpdError):
-    """Ctrl-C, with the command that goes on."""
-
-    exit_code = INTERRUPTED
-
 
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME, FILE.py:FACTORY or FILE.pt2")]
 Data = Annotated[
@@ -279,171 +267,6 @@ def shape(text: str) -> tuple[int, ...]:
     if len(found) < 1 or min(found) < 1:
         raise UsageError(f"input shape {text!r}", hint="for example --input 3,224,224")
     return found
-
-
-@contextmanager
-def told(as_json: bool) -> Iterator[tuple[Callable[[str], None], Callable[[str, float, str], None]]]:
-    """Turns our errors into a message and an exit code, and draws progress on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    bar = Progress(
-        TextColumn("{task.description:<16}"),
-        BarColumn(24),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[text]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    rows: dict[str, Any] = {}
-    begun: dict[str, float] = {}
-
-    def progress(stage: str, fraction: float, text: str) -> None:
-        if stage not in rows and fraction >= 1.0:
-            return
-        if stage not in rows:
-            rows[stage] = bar.add_task(stage, total=1.0, text="")
-            begun[stage] = time.monotonic()
-        bar.update(rows[stage], completed=fraction, text=text[:60])
-        if fraction >= 1.0:
-            bar.remove_task(rows.pop(stage))
-            console.print(f"{stage:<16} {time.monotonic() - begun.pop(stage):6.1f} s", style="dim")
-
-    def warned(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if category.__module__.startswith("cpd_edge"):
-            console.print(f"warning: {message}", style="yellow", markup=False)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = warned
-        try:
-            with bar:
-                yield lambda text: console.print(text, markup=False), progress
-        except KeyboardInterrupt:
-            console.print("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
-        except CpdError as error:
-            said = str(error) if isinstance(error, Interrupted) else f"error: {error}"
-            console.print(said, style="red", markup=False)
-            if as_json:
-                typer.echo(json.dumps({"error": type(error).__name__, "message": error.what, "hint": error.hint}))
-            raise typer.Exit(error.exit_code) from None
-
-
-def show(found: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str]) -> None:
-    """Prints a result, as one JSON object or as text."""
-    from cpd_edge.store import plain
-
-    typer.echo(json.dumps(plain(found)) if as_json else text(found))
-
-
-def span(interval: dict[str, Any] | None, unit: str = "ms") -> str:
-    """`12.3 ms [12.1, 12.5]`."""
-    if not interval:
-        return "not measured"
-    low, high = (f"{v:.4g}" if v is not None else "?" for v in (interval["low"], interval["high"]))
-    return f"{interval['estimate']:.4g} {unit} [{low}, {high}]"
-
-
-def ratios(r: dict[str, Any]) -> str:
-    """What stands beside every speed-up."""
-    return f"{r['macs_ratio']:.2f} x fewer MACs and {r['params_ratio']:.2f} x fewer parameters"
-
-
-def summary(r: dict[str, Any]) -> str:
-    """The last lines of `prune`."""
-    percent = [f"{r[k]:.4f}" for k in ("metric_dense", "metric_pruned")]
-    return "\n".join(
-        [
-            f"{r['verdict']}: {r['reason']}",
-            f"  latency   p{100 * r['quantile']:g} {span(r['latency_ms'])} against {r['budget_ms']:.4g} ms",
-            f"  dense     p{100 * r['quantile']:g} {span(r['dense_latency_ms'])}",
-            f"  speed-up  {span(r['speedup'], 'x')} measured, with {ratios(r)}",
-            f"  {r['metric']:<9} {percent[0]} dense, {percent[1]} pruned (as deployed)",
-            f"  predicted {r['predicted_ms']:.4g} ms, gap {r['gap']:.2%}, rounds {r['rounds']}",
-            f"  report    {Path(r['run']) / 'report.html'}",
-        ]
-    )
-
-
-def comb_text(r: dict[str, Any]) -> str:
-    """Groups and frozen axes as text."""
-    lines = [f"{g['units']:6d} units  {'exact  ' if g['exact'] else 'inexact'}  {g['name']}" for g in r["groups"]]
-    lines += ["frozen:"] if r["frozen"] else []
-    lines += [
-        f"{f['units']:6d} units  {f['axis']}: {f['reason']}{f' at {where}' if (where := f['source']) else ''}, "
-        f"{f['params']:,} parameters"
-        for f in r["frozen"]
-    ]
-    return "\n".join(
-        [*lines, f"{len(r['groups'])} groups; {r['prunable_params_fraction']:.1%} of the parameters can be cut"]
-    )
-
-
-def profile_text(r: dict[str, Any]) -> str:
-    """The table's quality as text."""
-    return (
-        f"{r['regions']} regions, {r['samples']} networks, {r['seconds']:.1f} s; dense {r['dense_ms']:.4g} ms\n"
-        f"held-out plans: median error {r['holdout_median_error']:.1%}, 90 % within {r['holdout_p90_error']:.1%}; "
-        f"isolated table {r['isolated_median_error']:.1%}\n{r['table']}"
-    )
-
-
-def solve_text(r: dict[str, Any]) -> str:
-    """A plan as text."""
-    widths = "\n".join(f"  {name:<40} {was:5d} -> {now}" for name, (was, now) in r["widths"].items())
-    return (
-        f"predicted {r['predicted_ms']:.4g} ms for a limit of {r['limit_ms']:.4g} ms; objective {r['objective']:.4g}, "
-        f"bound {r['bound']:.4g}, gap {r['gap']:.2%}, {r['seconds']:.2f} s; "
-        f"{r['macs_ratio']:.2f} x fewer MACs\n{widths}"
-    )
-
-
-def bench_text(r: dict[str, Any]) -> str:
-    """A measurement as text."""
-    lines = [f"p{100 * r['quantile']:g} {span(r['latency_ms'])}, n {r['latency_ms']['n']}: {r['stop']}"]
-    if "speedup" in r:
-        fewer = "MACs unknown" if r["macs_ratio"] is None else f"{r['macs_ratio']:.2f} x fewer MACs"
-        lines.append(f"speed-up {span(r['speedup'], 'x')}: {r['outcome']}, with {fewer}")
-    if "verdict" in r:
-        lines.append(f"{r['verdict']} for {r['budget_ms']:.4g} ms")
-    return "\n".join(lines)
-
-
-def doctor_text(r: dict[str, Any]) -> str:
-    """The doctor's findings as text: what there is, what is missing, what this machine can tell apart."""
-    runtimes = [
-        f"{name:<16} {found['version'] or 'not installed: ' + found['install']}"
-        for name, found in r["runtimes"].items()
-    ]
-    packages = [f"{name:<16} {version or 'not installed'}" for name, version in r["packages"].items()]
-    load = "unknown" if r["load_1m"] is None else f"{r['load_1m']:.2f}"
-    cores = f"cores {', '.join(map(str, r['pinned']))}" if r["pinned"] else "all cores"
-    parts = {
-        "python": [f"{r['python']} on {r['platform']}"],
-        "device": [f"{r['device']}, {cores}"],
-        "state": [f"governor {r['governor']}, turbo {r['turbo']}, load {load}"],
-        "runtimes": runtimes,
-        "packages": packages,
-        "noise": noise_lines(r["aa"]),
-        "warnings": r["warnings"] or ["none"],
-    }
-    lines = [(name if not i else "", line) for name, rows in parts.items() for i, line in enumerate(rows)]
-    return "\n".join(f"{name:<10}{line}" for name, line in lines)
-
-
-def noise_lines(aa: dict[str, Any] | None) -> list[str]:
-    """An engine against itself, in words."""
-    if aa is None:
-        return ["not measured: no runtime is installed"]
-    ratio = {"estimate": aa["ratio"], "low": aa["ratio_low"], "high": aa["ratio_high"]}
-    counts = f"{aa['samples']} samples, {aa['outliers']} outliers"
-    return [
-        f"an engine against itself is {aa['outcome']}: {span(ratio, 'x')}",
-        f"median {aa['median_ms']:.4g} ms ± {aa['spread_percent']:.2g} %, {counts}",
-        f"a difference of {aa['detectable_percent']:.2g} % or more shows on this machine now",
-    ]
 
 
 def main() -> None:

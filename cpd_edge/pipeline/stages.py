@@ -1,0 +1,145 @@
+"""One run, from a request to a finished record: what is refused at the door, what is resumed, what follows what."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cpd_edge import network as networks
+from cpd_edge import store
+from cpd_edge.errors import InfeasibleError
+from cpd_edge.intake.models import RandomWeightsWarning, load_model
+from cpd_edge.intake.tasks import Task, check_model, load_task
+from cpd_edge.measure.runners import onnxruntime
+from cpd_edge.network import Network
+from cpd_edge.pipeline import outcome
+from cpd_edge.pipeline.job import Job
+from cpd_edge.pipeline.request import Request
+from cpd_edge.pipeline.steps import (
+    Progress,
+    Student,
+)
+from cpd_edge.report import write as write_report
+
+
+def run(
+    request: Request,
+    folder: Path,
+    *,
+    model: nn.Module | None = None,
+    data: Task | None = None,
+    resume: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> tuple[store.Run, Network]:
+    """Runs the main job, or goes on with it, and writes the report.
+
+    Args:
+        request: the settings.
+        folder: run folder.
+        model, data: objects in place of the request's specs.
+        resume: go on with the run in `folder`.
+        command: what was typed, for the record.
+        progress: gets stage, fraction and message.
+
+    Returns:
+        The run, and the pruned network.
+
+    Raises:
+        CpdError: bad input, before any work; or a stage that failed, with what it was.
+        InfeasibleError: no plan meets the budget; the record and the report say so too.
+    """
+    onnxruntime()
+    torch.manual_seed(request.seed)
+    task = data or load_task(
+        request.data,
+        seed=request.seed,
+        image_size=request.image_size,
+        data_root=Path(request.data_root) if request.data_root else None,
+    )
+    record = _opened(request, folder, resume)
+    if record is not None and "verdict" in record.record:
+        return record, _finished(record)
+    traced = None
+    if record is None or not (record / "dense.pt2").exists():
+        model = model if model is not None else _model(request, task)
+        check_model(task, model)
+        traced = networks.trace(model, task.input_shape)
+    if record is None:
+        record = store.Run.create(folder, request.to_json())
+        record.update(command=command, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    job = Job(request, record, task, progress or (lambda stage, fraction, text: None))
+    try:
+        network = _stages(job, model, traced)
+    except InfeasibleError as error:
+        record.update(
+            verdict="FAIL", reason=error.what, floor_ms=error.floor_ms, binding=error.binding, hint=error.hint
+        )
+        write_report(folder)
+        _tidy(record)
+        raise
+    _tidy(record)
+    return record, network
+
+
+def _finished(record: store.Run) -> Network:
+    """The network of a run that has its verdict already; writes the report if that was all that was missing."""
+    if not (record / "report.html").exists():
+        write_report(record.folder)
+    _tidy(record)
+    if not (record / "pruned.pt2").exists():
+        found = record.record
+        raise InfeasibleError(
+            found["reason"], floor_ms=found["floor_ms"], binding=tuple(found["binding"]), hint=found["hint"]
+        )
+    return networks.load(record / "pruned.pt2")
+
+
+def _tidy(record: store.Run) -> None:
+    """Removes what only an unfinished run needs, and what a killed one left half written."""
+    shutil.rmtree(record / "checkpoints", ignore_errors=True)
+    for pattern in (".partial-*", ".*.????????"):
+        for path in record.folder.rglob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Network:
+    subject = job.dense(model, traced)
+    met = job.already_met(subject)
+    if met is not None:
+        outcome.write_already_met(job, subject, met)
+        return subject.network
+    table = job.table(subject)
+    student: Student | None = None
+    for index in range(job.request.steps):
+        student = job.step(index, job.request.steps, subject, table, student)
+    assert student is not None
+    window, parity, student = job.finish(subject, table, student)
+    store.write_with(job.run / "pruned.pt2", lambda path: networks.save(student.network, path))
+    store.write_json(job.run / "plan.json", {"format": store.FORMAT, **dict(store.plain(student.plan))})  # type: ignore[call-overload]
+    outcome.write(job, subject, table, student, window, parity)
+    return student.network
+
+
+def _opened(request: Request, folder: Path, resume: bool) -> store.Run | None:
+    if not (folder / "run.json").exists():
+        return None
+    if not resume:
+        store.Run.create(folder, {})  # refuses: the folder holds a run
+    found = store.Run(folder)
+    request.require_same(found.record["request"])
+    return found
+
+
+def _model(request: Request, task: Task) -> nn.Module:
+    weights = Path(request.weights) if request.weights else None
+    classes = request.num_classes or task.num_classes
+    with warnings.catch_warnings():
+        if request.train:
+            warnings.simplefilter("ignore", RandomWeightsWarning)
+        return load_model(request.model, weights, num_classes=classes, in_channels=task.input_shape[0])
