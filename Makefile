@@ -10,7 +10,7 @@ VENV ?= .venv
 JOBS ?= 2
 RUN ?= runs/demo
 
-DEMO = cpd-edge prune zoo:resnet8 --data digits --train --train-epochs 8 --epochs 8 --speedup 2 --out runs/demo
+DEMO = cpd-edge prune zoo:resnet8 --data digits --train --train-epochs 8 --epochs 24 --speedup 2 --out runs/demo
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint ci/constraints.txt --editable
