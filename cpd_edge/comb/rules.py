@@ -44,15 +44,21 @@ def positive(dim: object, rank: int) -> int:
     return dim % rank if rank else 0
 
 
-def spatial(r: Relation, n: fx.Node, lead: Dims) -> Dims:
-    """`lead` dims followed by fresh fixed ones for the rest of the output's shape."""
+def spatial(r: Relation, n: fx.Node, x: Dims, lead: Dims) -> Dims:
+    """`lead` dims followed by fresh fixed ones for the rest of the output's shape; what `x` has there stays whole.
+
+    Raises:
+        Misaligned: an input without a batch, whose first dim is channels.
+    """
+    if len(x) != len(shape(n)) or f"{len(x) - 2}d" not in op_name(n).replace("pixel_shuffle", "2d"):
+        raise Misaligned(f"its input has {len(x)} dims: batch, channels and space were expected")
+    r.freeze(n, x[len(lead) :], "spatial extent")
     return (*lead, *(r.axes.fixed(s, "spatial extent") for s in shape(n)[len(lead) :]))
 
 
 @register_rule(
     "relu", "relu6", "hardtanh", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu",
-    "selu", "celu", "mish", "softplus", "softsign", "log_sigmoid", "clamp", "clamp_min", "clamp_max", "dropout",
-    "feature_dropout", "alias", "clone", "contiguous", "to", "_to_copy", "detach", "detach_", "exp", "log", "sqrt",
+    "selu", "celu", "mish", "softplus", "softsign", "log_sigmoid", "dropout", "feature_dropout", "alias", "clone", "contiguous", "to", "_to_copy", "detach", "detach_", "exp", "log", "sqrt",
     "rsqrt", "square", "neg", "abs", "reciprocal", "erf", "sin", "cos", "floor", "round", "sign", "lift_fresh_copy",
     "zeros_like", "ones_like", "bitwise_not", "logical_not", "type_as", "float",
 )  # fmt: skip
@@ -62,7 +68,7 @@ def unary(r: Relation, n: fx.Node) -> Dims:
 
 @register_rule(
     "add", "sub", "rsub", "mul", "div", "pow", "maximum", "minimum", "where", "eq", "ne", "lt", "le", "gt", "ge",
-    "masked_fill", "lerp", "addcmul",
+    "masked_fill", "lerp", "addcmul", "clamp", "clamp_min", "clamp_max",
 )  # fmt: skip
 def elementwise(r: Relation, n: fx.Node) -> Dims:
     return r.broadcast([r.dims(a) for a in n.args if isinstance(a, fx.Node)])

@@ -204,14 +204,15 @@ def macs_at(regions: tuple[Region, ...], widths: Widths) -> int:
 
 
 def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> dict[str, Any]:
-    """Widths and profiled times of every region, dense and pruned."""
+    """Widths and profiled times of every region, dense and pruned, and what the median latency holds beside them."""
     times, rest = {}, {}
     for name in ("dense", "pruned"):
         data = (job.run / f"{name}.onnx").read_bytes()
         attribution = Attribution.of(subject.regions, subject.dense_onnx).adapted(onnx.load_from_string(data))
         with contextlib.closing(subject.runner(data, True)) as runner:
-            found = attribution.times(runner.kernels(REPEATS))
-            times[name], rest[name] = found.ms, found.unattributed_ms
+            times[name] = attribution.times(runner.kernels(REPEATS)).ms
+        median_ms = float(np.median(job.run.load_measurement(name).samples_ns)) / 1e6
+        rest[name] = median_ms - sum(times[name].values())
     rows = [
         {
             "name": r.name, "op": r.op, "fqn": r.fqn,

@@ -127,7 +127,7 @@ def _conduct(samples: Samples) -> Table:
 def where(record: Record) -> Section:
     """From the dense total to the pruned one by region, closed by the part no region explains."""
     regions = [
-        (row.text("name") or row.text("fqn") or "region", row.number("dense_ms"), row.number("pruned_ms"))
+        (region_name(row), row.number("dense_ms"), row.number("pruned_ms"))
         for row in record.rows("layers")
     ]
     timed = [(name, dense, pruned) for name, dense, pruned in regions if dense is not None and pruned is not None]
@@ -142,6 +142,8 @@ def where(record: Record) -> Section:
         f"{write.ms(totals['dense'])} and {write.ms(sums['pruned'])} of the pruned engine's "
         f"{write.ms(totals['pruned'])}; the rest is not attributed to any region."
     )
+    if min(totals[k] - sums[k] for k in totals) < 0:
+        reading += " A rest below zero is what the profiler itself costs: regions are timed with it, engines without."
     drawn = figures.waterfall("fig-waterfall", title, reading, totals["dense"], steps)
     rows = (
         ("timed regions", write.ms(sums["dense"]), write.ms(sums["pruned"])),
@@ -152,6 +154,11 @@ def where(record: Record) -> Section:
         "What the regions explain", (Column("part"), Column("dense", True), Column("pruned", True)), rows, wide=False
     )
     return Section("where", "Where the time went", (Figure(drawn, title, reading, wide=True), table))
+
+
+def region_name(row: Record) -> str:
+    """The layer whose weight a region holds, as the user's model calls it, else the ONNX node that heads it."""
+    return row.text("fqn").removesuffix(".weight") or row.text("name") or "region"
 
 
 def _total(record: Record, engine: str, timed_ms: float) -> float:
@@ -203,7 +210,7 @@ def layers(record: Record) -> Section:
     cells = tuple(
         (
             str(i),
-            write.shorten(r.text("name") or r.text("fqn"), 44),
+            write.shorten(region_name(r), 44),
             r.text("op"),
             _widths(r.number("dense_in"), r.number("pruned_in")),
             _widths(r.number("dense_out"), r.number("pruned_out")),

@@ -194,3 +194,12 @@ def test_the_python_api_gives_the_same_run(classified: tuple[Run, Done], shell: 
     assert found.engine.is_file() and found.report.is_file()
     assert len(found.measurement.samples_ns) == run.record["latency_ms"]["n"]
     assert found.module(torch.zeros(2, 1, 16, 16)).shape == (2, 4)
+
+
+def test_regions_and_the_rest_add_up_to_the_median(finished: tuple[Run, Done]) -> None:
+    """Σ regions + unattributed is the measured median, for both engines; the profiler's cost makes the rest signed."""
+    run, _ = finished
+    for name in ("dense", "pruned"):
+        median_ms = np.median(run.load_measurement(name).samples_ns) / 1e6
+        timed_ms = sum(layer[f"{name}_ms"] for layer in run.record["layers"])
+        assert timed_ms + run.record["unattributed_ms"][name] == pytest.approx(median_ms)
