@@ -7,6 +7,8 @@ the table, `delta_ms`, is left to be learned from builds.
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cpd_edge.measure import stats
@@ -70,3 +72,12 @@ def table_limit_ms(limit_ms: float, pace: float, delta_ms: float, share: float =
 def delta_of(window: Window, pace: float, predicted_ms: float) -> float:
     """What a build took beyond its prediction, in the table's milliseconds."""
     return window.latency.estimate / pace - predicted_ms
+
+
+def learned_delta(deltas_ms: Iterable[float]) -> float:
+    """What to expect of the next build: the median of what builds took beyond their predictions so far, 0 at first.
+
+    One plan that the table misjudges badly says little of the next one, which is another plan.
+    """
+    known = list(deltas_ms)
+    return statistics.median(known) if known else 0.0

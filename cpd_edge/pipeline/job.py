@@ -213,7 +213,7 @@ class Job:
         if trials:
             pace, limit_ms = trials[-1].pace, trials[-1].row["limit_ms"]
         while len(log) < self.request.rounds and not any(self.near(t) for t in trials):
-            delta_ms = log[-1]["delta_ms"] if log else 0.0
+            delta_ms = aim.learned_delta(row["delta_ms"] for row in log)
             target_ms = aim.table_limit_ms(limit_ms, pace, delta_ms)
             try:
                 with self.stage("solve"):
@@ -238,7 +238,7 @@ class Job:
             return max(passed, key=lambda t: t.close).plan
         if trials:
             return trials[-1].plan
-        delta_ms = log[-1]["delta_ms"] if log else 0.0
+        delta_ms = aim.learned_delta(row["delta_ms"] for row in log)
         return plan_for(subject, table, importance, aim.table_limit_ms(limit_ms, pace, delta_ms), student)
 
     def near(self, trial: Trial) -> bool:

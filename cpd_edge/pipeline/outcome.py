@@ -74,7 +74,7 @@ def write(job: Job, subject: Subject, table: LatencyTable, student: Student, win
     run.update(
         plan={k: getattr(plan, k) for k in ("objective", "bound", "gap", "seconds", "limit_ms", "strategy")},
         gap=plan.gap,
-        predicted_ms=table.predict(plan.widths) * pace,
+        predicted_ms=plan.predicted_ms * pace,
         parity=parity,
         profile=_profile_record(table, report),
         history=[dict(row) for row in student.history],

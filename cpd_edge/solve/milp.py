@@ -8,8 +8,11 @@ by the edges of its bins.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -230,11 +233,26 @@ class _Model:
             left = (limit_ms - self.fixed_ms) / limit_ms * SCALE - margin
             constraints.append(LinearConstraint(self.ms[None, :] * (SCALE / limit_ms), -np.inf, left))
         options = {"mip_rel_gap": gap, "time_limit": time_limit_s}
-        return milp(cost, constraints=constraints, integrality=self.integral, bounds=Bounds(0, 1), options=options)
+        with _silence():
+            return milp(cost, constraints=constraints, integrality=self.integral, bounds=Bounds(0, 1), options=options)
 
     def choice(self, columns: Floats) -> dict[str, int]:
         """Candidate index of each group at a solution's columns."""
         return {g: int(np.argmax(columns[self.offsets[g] : self.offsets[g] + n])) for g, n in self.sizes.items()}
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps what HiGHS prints, whatever its options, off the process's stdout, which belongs to `--json`."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class _Rows:

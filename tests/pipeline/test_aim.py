@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpd_edge.pipeline.aim import AIM, Window, delta_of, judge, limit_of, table_limit_ms
+from cpd_edge.pipeline.aim import AIM, Window, delta_of, judge, learned_delta, limit_of, table_limit_ms
 from cpd_edge.types import Budget, Comparison, Interval, Measurement
 
 MS = st.floats(1e-3, 1e3)
@@ -89,3 +89,9 @@ def test_a_speedup_must_hold_in_ratio_and_latency(pruned_ms: float, ratio: tuple
 def test_close_is_the_upper_end_over_the_limit() -> None:
     """A window whose upper end is at the limit is at 1, below it under 1."""
     assert Window(exactly(10.0), Interval(4.0, 3.9, 4.5, 9), exactly(2.0), 5.0, "PASS").close == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("seen", "wanted"), [([], 0.0), ([0.3], 0.3), ([-0.1, 0.3], 0.1), ([0.0, 0.1, 5.0], 0.1)])
+def test_one_odd_build_does_not_lead_the_loop_astray(seen: list[float], wanted: float) -> None:
+    """The correction is the median over builds."""
+    assert learned_delta(seen) == pytest.approx(wanted)

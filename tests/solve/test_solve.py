@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from cpd_edge.errors import BudgetError, InfeasibleError, TableError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, size
@@ -265,3 +267,16 @@ def test_a_group_the_table_never_saw_is_refused() -> None:
         problem_from(table, Importance({**importance.by_group, "g9": np.ones(32)}), 1.0)
     with pytest.raises(BudgetError, match="above 0"):
         problem_from(table, importance, 0.0)
+
+
+def test_stdout_stays_the_callers(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """What the solver library prints past Python does not reach stdout, where `--json` prints one object."""
+
+    def chatty(*arguments: object, **options: object) -> object:
+        os.write(1, b"tmpSolver.run();")
+        return optimize.milp(*arguments, **options)
+
+    monkeypatch.setattr("cpd_edge.solve.milp.milp", chatty)
+    solve(drawn("equal", 0))
+    print("mine")
+    assert capfd.readouterr().out == "mine\n"
