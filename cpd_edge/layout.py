@@ -88,6 +88,14 @@ def size(layout: Layout, widths: Widths) -> int:
     return out
 
 
+def narrowed(layout: Layout, widths: Widths) -> Layout:
+    """The layout in a cut tensor's own coordinates: each axis has the units it keeps."""
+    if isinstance(layout, Leaf):
+        return Leaf(layout.axis, widths.get(layout.axis, layout.extent))
+    parts = tuple(narrowed(p, widths) for p in layout.parts)
+    return Sum(parts) if isinstance(layout, Sum) else Prod(parts)
+
+
 def kept(layout: Layout, keep: Keep) -> npt.NDArray[np.int64]:
     """Ascending indices `[size]` of the dim that stay when each axis keeps `keep[axis]`."""
     if isinstance(layout, Leaf):

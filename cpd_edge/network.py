@@ -56,7 +56,7 @@ class Network(fx.GraphModule):
         changed = False
         for node in self.graph.nodes:
             at = _TRAINING_ARGUMENT.get(op_name(node))
-            if at is not None and node.args[at] is not mode:
+            if at is not None and node.args[at] is not mode and not _keeps_no_statistics(node):
                 node.update_arg(at, mode)
                 changed = True
         if changed:
@@ -154,7 +154,7 @@ def export(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.Expor
     Raises:
         ModelError: see `trace`.
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     example = _example(model, _BATCH, input_shape, 0)
     batch = torch.export.Dim("batch", min=1, max=4096)
@@ -167,7 +167,9 @@ def export(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.Expor
             hint=f"it must be traceable by torch.export with one tensor of shape {('batch', *input_shape)}",
         ) from error
     finally:
-        model.train(was_training)
+        model.train(modes[0][1])
+        for module, mode in modes:
+            module.training = mode
 
 
 def save(network: Network, path: Path) -> None:
@@ -179,14 +181,20 @@ def load(path: Path) -> Network:
     """Inverse of `save`; takes any `.pt2` with one tensor input.
 
     Raises:
-        ModelError: the file is not a `.pt2`.
+        ModelError: the file is not a `.pt2`, or its program takes something else.
     """
     try:
         program = torch.export.load(path)
     except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} is not an exported program: {_first_line(error)}") from error
-    (example,), _ = program.example_inputs or ((torch.zeros(1),), {})
-    return wrap(program, tuple(example.shape[1:]))
+    given = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    if len(given) != 1 or not isinstance(given[0], Tensor) or type(given[0].shape[0]) is int:
+        shapes = ", ".join(str(tuple(value.shape)) if isinstance(value, Tensor) else str(value) for value in given)
+        raise ModelError(
+            f"{path} takes {shapes}, wanted one tensor with a free batch size",
+            hint="export it with: dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=4096)},)",
+        )
+    return wrap(program, tuple(int(size) for size in given[0].shape[1:]))
 
 
 def _example(model: nn.Module, batch: int, input_shape: tuple[int, ...], seed: int) -> Tensor:
@@ -211,7 +219,11 @@ def _network(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
 
 
 def _spell_out(node: fx.Node) -> None:
-    """Gives a call one canonical form: defaults that are rewritten later become arguments, splits carry their sizes."""
+    """Gives a call one canonical form: what a cut may change stands in its arguments.
+
+    Defaults that are rewritten later become arguments, splits carry their sizes, and a squeeze names the dims that it
+    drops, so that it does not drop one more where a single channel is left.
+    """
     name = op_name(node)
     wanted = _TRAINING_ARGUMENT.get(name, {"conv1d": 6, "conv2d": 6, "conv3d": 6, "slice": 4}.get(name, -1))
     if len(node.args) <= wanted:
@@ -226,6 +238,19 @@ def _spell_out(node: fx.Node) -> None:
         if all(type(size) is int for size in sizes):
             node.target = torch.ops.aten.split_with_sizes.default
             node.args, node.kwargs = (node.args[0], sizes, dim), {}
+    if name == "squeeze":
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        given = source.meta["val"].shape
+        named = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", list(range(len(given))))
+        dims = [d for d in (named if isinstance(named, (list, tuple)) else [named]) if type(given[d]) is int]
+        node.target = torch.ops.aten.squeeze.dims
+        node.args, node.kwargs = (source, [d for d in dims if given[d] == 1]), {}
+
+
+def _keeps_no_statistics(node: fx.Node) -> bool:
+    """Whether a norm has no running statistics, so that it takes the batch's own in either mode."""
+    return op_name(node) in ("batch_norm", "instance_norm") and node.args[3] is None
 
 
 def _attach(root: nn.Module, name: str, tensor: Tensor, kind: str) -> None:

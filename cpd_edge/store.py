@@ -29,12 +29,14 @@ from cpd_edge.errors import StoreError
 from cpd_edge.types import Measurement
 
 FORMAT = 1
+PARTIAL = ".partial-"
+"""How the name of a file begins that is being written; one that a killed run left is of no use."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes `data` so that `path` holds either its old content or all of the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -60,7 +62,7 @@ def write_json(path: Path, data: object) -> None:
 def write_with(path: Path, save: Callable[[Path], object]) -> None:
     """Lets `save` write a temporary file with the same suffix beside `path`, then moves it in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".partial-{os.getpid()}-{path.name}"
+    temporary = path.parent / f"{PARTIAL}{os.getpid()}-{path.name}"
     try:
         save(temporary)
         os.replace(temporary, path)
@@ -123,11 +125,17 @@ class Run:
         """Makes the folder and its first `run.json`.
 
         Raises:
-            StoreError: the folder already holds a run.
+            StoreError: the folder already holds a run, or files that are none of a run's.
         """
         if (folder / "run.json").exists():
             raise StoreError(
                 f"{folder} already holds a run", hint="add --resume to go on with it, or give another --out"
+            )
+        foreign = [p.name for p in folder.iterdir() if not p.name.startswith(PARTIAL)] if folder.is_dir() else []
+        if foreign:
+            raise StoreError(
+                f"{folder} is no run folder and not empty: it holds {', '.join(sorted(foreign)[:3])}",
+                hint="give a new --out",
             )
         write_json(folder / "run.json", {"format": FORMAT, "run": str(folder), "request": request, "seconds": {}})
         return cls(folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -243,5 +243,5 @@ class Importance:
 
 __all__ = [
     "EXIT_CODES", "Budget", "Comparison", "Frozen", "Group", "Groups", "Importance", "Interval", "Keep", "Layout",
-    "Measurement", "Plan", "Region", "Slot", "Verdict", "Widths", "field",
+    "Measurement", "Plan", "Region", "Slot", "Verdict", "Widths",
 ]  # fmt: skip

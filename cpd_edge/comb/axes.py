@@ -145,7 +145,7 @@ class Axes:
     def _part(self, extent: int) -> Leaf:
         """A fresh axis, also for a part of a concat that is one index wide."""
         self._count += 1
-        return Leaf(f"a{self._count}", extent)
+        return Leaf(f".{self._count}", extent)  # no module's name begins with a dot
 
     def _bind(self, leaf: Leaf, layout: Layout) -> None:
         if any(x.axis == leaf.axis for x in leaves(layout)):

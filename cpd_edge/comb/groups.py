@@ -39,13 +39,14 @@ def settle(relation: Relation) -> Combed:
         return tuple(_rename(resolve(d), names) for d in dims)
 
     parameters = {name: named(dims) for name, dims in parameters.items()}
+    untied = {name: dims for name, dims in parameters.items() if relation.tied[name] == name}
     values = {name: named(dims) for name, dims in relation.of.items() if isinstance(dims, tuple)}
     arguments = tuple(replace(a, layout=_rename(resolve(a.layout), names)) for a in relation.shape_arguments)
     frozen = {names.get(axis, axis): why for axis, why in relation.axes.frozen.items()}
     inexact = {names.get(axis, axis) for axis in relation.axes.inexact}
     return Combed(
         network=relation.network,
-        groups=_groups(relation.network, parameters, relation.readers, frozen, inexact),
+        groups=_groups(relation.network, untied, relation.readers, frozen, inexact),
         parameters=parameters,
         values=values,
         shape_arguments=arguments,

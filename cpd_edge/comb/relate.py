@@ -52,6 +52,10 @@ class Relation:
     axes: Axes = field(default_factory=Axes)
     of: dict[str, Dims | list[Dims]] = field(default_factory=dict)
     parameters: dict[str, Dims] = field(default_factory=dict)
+    tied: dict[str, str] = field(default_factory=dict)
+    """The first name of each parameter; two names of one tensor are tied."""
+    first: dict[int, str] = field(default_factory=dict)
+    """That name by the tensor's identity."""
     readers: set[tuple[str, int]] = field(default_factory=set)
     shape_arguments: list[ShapeArgument] = field(default_factory=list)
 
@@ -78,7 +82,7 @@ class Relation:
     def contract(self, tensor: object, dim: int) -> None:
         """Says that a call sums over a dim of a parameter: it reads those units."""
         if isinstance(tensor, fx.Node) and tensor.op == "get_attr":
-            self.readers.add((str(tensor.target), dim))
+            self.readers.add((self.tied[str(tensor.target)], dim))
 
     def shape_argument(self, node: fx.Node, path: tuple[int, ...], layout: Layout) -> None:
         """Says that the integer at `path` in the call's arguments is the extent of `layout`."""
@@ -178,9 +182,12 @@ def _parameter(relation: Relation, node: fx.Node) -> None:
     name = str(node.target)
     if name not in relation.parameters:
         tensor = relation.network.fetch(name)
-        relation.parameters[name] = (
-            tuple(relation.axes.new(n) for n in tensor.shape) if isinstance(tensor, Tensor) else ()
-        )
+        first = relation.tied[name] = relation.first.setdefault(id(tensor), name)
+        if first == name:
+            dims = tuple(relation.axes.new(n) for n in tensor.shape) if isinstance(tensor, Tensor) else ()
+        else:
+            dims = relation.parameters[first]
+        relation.parameters[name] = dims
     relation.of[node.name] = relation.parameters[name]
 
 
@@ -208,6 +215,8 @@ def _call(relation: Relation, node: fx.Node) -> None:
 
 def _check(node: fx.Node, found: Dims | list[Dims]) -> None:
     """Holds a rule to the traced shapes, so that a wrong rule freezes instead of cutting wrongly."""
+    if isinstance(found, list) is not isinstance(node.meta["val"], (list, tuple)):
+        raise Misaligned("its rule mistakes one tensor for several, or several for one")
     values = node.meta["val"] if isinstance(found, list) else [node.meta["val"]]
     for value, dims in zip(values, found if isinstance(found, list) else [found], strict=True):
         if isinstance(value, Tensor) and value.numel() and tuple(d.extent for d in dims) != shape_of(value):

@@ -5,14 +5,19 @@ To add one for a custom operator, see `register_rule`. `r` is the walk's `Relati
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
 
 from cpd_edge.comb.axes import UNIT
-from cpd_edge.comb.relate import Dims, Misaligned, Relation, extent, register_rule, shape_of
+from cpd_edge.comb.relate import Dims, Misaligned, Relation, register_rule, shape_of
 from cpd_edge.layout import Layout, Prod, Sum
+from cpd_edge.network import op_name
+
+_SPACE = re.compile(r"\d(?=d)")
+"""Dims of space in the name of an operation (`conv2d`, `avg_pool1d`); without one there are two."""
 
 
 def shape(n: fx.Node) -> tuple[int, ...]:
@@ -44,23 +49,25 @@ def positive(dim: object, rank: int) -> int:
     return dim % rank if rank else 0
 
 
-def spatial(r: Relation, n: fx.Node, x: Dims, lead: Dims) -> Dims:
-    """`lead` dims followed by fresh fixed ones for the rest of the output's shape; what `x` has there stays whole.
+def spatial(r: Relation, n: fx.Node, x: Dims, channels: Layout, out: Sequence[int]) -> Dims:
+    """Batch and `channels`, then fresh fixed dims for the space of `out`; what `x` has there is mixed: it stays whole.
 
     Raises:
-        Misaligned: an input without a batch, whose first dim is channels.
+        Misaligned: the input has no batch, so its dims are others than they seem.
     """
-    if len(x) != len(shape(n)) or f"{len(x) - 2}d" not in op_name(n).replace("pixel_shuffle", "2d"):
-        raise Misaligned(f"its input has {len(x)} dims: batch, channels and space were expected")
-    r.freeze(n, x[len(lead) :], "spatial extent")
-    return (*lead, *(r.axes.fixed(s, "spatial extent") for s in shape(n)[len(lead) :]))
+    space = _SPACE.search(op_name(n))
+    if len(x) != 2 + (int(space.group()) if space else 2):
+        raise Misaligned(f"its input of {len(x)} dims has no batch")
+    r.freeze(n, x[2:], "spatial extent")
+    return (x[0], channels, *(r.axes.fixed(s, "spatial extent") for s in out[2:]))
 
 
 @register_rule(
     "relu", "relu6", "hardtanh", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu",
-    "selu", "celu", "mish", "softplus", "softsign", "log_sigmoid", "dropout", "feature_dropout", "alias", "clone", "contiguous", "to", "_to_copy", "detach", "detach_", "exp", "log", "sqrt",
-    "rsqrt", "square", "neg", "abs", "reciprocal", "erf", "sin", "cos", "floor", "round", "sign", "lift_fresh_copy",
-    "zeros_like", "ones_like", "bitwise_not", "logical_not", "type_as", "float",
+    "selu", "celu", "mish", "softplus", "softsign", "log_sigmoid", "dropout", "feature_dropout", "alias", "clone",
+    "contiguous", "to", "_to_copy", "detach", "detach_", "exp", "log", "sqrt", "rsqrt", "square", "neg", "abs",
+    "reciprocal", "erf", "sin", "cos", "floor", "round", "sign", "lift_fresh_copy", "zeros_like", "ones_like",
+    "bitwise_not", "logical_not", "type_as", "float",
 )  # fmt: skip
 def unary(r: Relation, n: fx.Node) -> Dims:
     return r.dims(n.args[0])
@@ -99,6 +106,8 @@ def _convolve(r: Relation, n: fx.Node, *, out_dim: int, in_dim: int, groups: obj
     """
     x, w = r.dims(n.args[0]), list(r.dims(n.args[1]))
     groups = integer(groups)
+    if len(x) != len(w):
+        raise Misaligned(f"its input of {len(x)} dims has no batch")
     for kernel in w[2:]:
         r.axes.freeze(kernel, "kernel extent")
     c_in, c_out = x[1], w[out_dim]
@@ -117,7 +126,7 @@ def _convolve(r: Relation, n: fx.Node, *, out_dim: int, in_dim: int, groups: obj
     bias = r.optional(n, 2)
     if bias:
         r.unify(bias[0], c_out)
-    return spatial(r, n, (x[0], c_out))
+    return spatial(r, n, x, c_out, shape(n))
 
 
 def _grouped(r: Relation, w: list[Layout], groups: int, out_dim: int, in_dim: int) -> tuple[Layout, Layout]:
@@ -211,7 +220,8 @@ def group_norm(r: Relation, n: fx.Node) -> Dims:
     x, groups = r.dims(n.args[0]), n.args[1]
     groups = integer(groups)
     g, inner = r.axes.factor(x[1], [groups, x[1].extent // groups])
-    r.axes.mark_inexact(inner)
+    for layout in (inner, *x[2:]):
+        r.axes.mark_inexact(layout)
     r.shape_argument(n, (1,), g)
     for at in (2, 3):
         parameter = r.optional(n, at)
@@ -220,7 +230,7 @@ def group_norm(r: Relation, n: fx.Node) -> Dims:
     return x
 
 
-@register_rule("softmax", "_softmax", "log_softmax", "cumsum", "sort", "argsort", "flip")
+@register_rule("softmax", "_softmax", "log_softmax", "cumsum", "argsort", "flip")
 def along_a_dim(r: Relation, n: fx.Node) -> Dims:
     """The result mixes all units along a dim, so that dim stays whole."""
     x = r.dims(n.args[0])
@@ -233,9 +243,8 @@ def along_a_dim(r: Relation, n: fx.Node) -> Dims:
 @register_rule("roll")
 def roll(r: Relation, n: fx.Node) -> Dims:
     x = r.dims(n.args[0])
-    over = argument(n, 2, "dims", ())
-    over = listed(over)
-    r.freeze(n, [x[positive(d, len(x))] for d in over], "rolled along this axis")
+    over = listed(argument(n, 2, "dims", ()))
+    r.freeze(n, [x[positive(d, len(x))] for d in over or range(len(x))], "rolled along this axis")
     return x
 
 
@@ -264,25 +273,24 @@ def reduction(r: Relation, n: fx.Node) -> Dims:
 )  # fmt: skip
 def resample(r: Relation, n: fx.Node) -> Dims | list[Dims]:
     """Space changes, batch and channels pass; a pooling may give indices beside values."""
-    value = n.meta["val"]
-    lead = r.dims(n.args[0])[:2]
+    value, x = n.meta["val"], r.dims(n.args[0])
+    if len(x) < 2:
+        raise Misaligned(f"its input of {len(x)} dims has no batch")
     if isinstance(value, (list, tuple)):
-        out = (*lead, *(r.axes.fixed(s, "spatial extent") for s in shape_of(value[0])[len(lead) :]))
-        return [out] * len(value)
-    return spatial(r, n, lead)
+        return [spatial(r, n, x, x[1], shape_of(value[0]))] * len(value)
+    return spatial(r, n, x, x[1], shape(n))
 
 
 @register_rule("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "reflection_pad1d")
 def pad(r: Relation, n: fx.Node) -> Dims:
-    x, new = r.dims(n.args[0]), shape(n)
-    changed = [layout for layout, size in zip(x, new, strict=True) if layout.extent != size]
-    r.freeze(n, changed, "padded along this axis")
-    return tuple(a if a.extent == s else r.axes.fixed(s, "padded") for a, s in zip(x, new, strict=True))
+    """Amounts come in pairs, last dim first. What goes in may equal what comes out: a shift is a padding, too."""
+    x, new, amounts = r.dims(n.args[0]), shape(n), listed(argument(n, 1, "pad"))
+    padded = {len(x) - 1 - i // 2 for i, amount in enumerate(amounts) if amount != 0}
+    r.freeze(n, [x[d] for d in padded], "padded along this axis")
+    return tuple(r.axes.fixed(s, "padded") if d in padded else x[d] for d, s in enumerate(new))
 
 
-@register_rule(
-    "view", "reshape", "_unsafe_view", "unflatten", "flatten", "squeeze", "unsqueeze", "view_as", "reshape_as"
-)
+@register_rule("view", "reshape", "_unsafe_view", "unflatten", "flatten", "squeeze", "unsqueeze")
 def reshape(r: Relation, n: fx.Node) -> Dims:
     out = r.reshape(r.dims(n.args[0]), shape(n))
     name = n.target._schema.name.split("::")[-1]  # type: ignore[union-attr]
@@ -294,25 +302,28 @@ def reshape(r: Relation, n: fx.Node) -> Dims:
     first = positive(n.args[1], len(r.dims(n.args[0]))) if name == "unflatten" else 0
     for i, size in enumerate(sizes):
         if isinstance(size, fx.Node):
-            if not _is_batch(size):
-                r.freeze(n, [out[first + i]], "its extent is computed in the graph")
+            r.freeze(n, [out[first + i]], "its extent is computed in the graph")
         elif size != -1:
             r.shape_argument(n, (at, i), out[first + i])
     return out
 
 
-def _is_batch(size: fx.Node) -> bool:
-    """Whether a symbolic size is the network's own batch size, unscaled."""
-    value = size.meta.get("val")
-    return value is not None and str(value) in {str(s) for s in _input_shape(size.graph) if type(s) is not int}
+@register_rule("view_as", "reshape_as")
+def reshape_as(r: Relation, n: fx.Node) -> Dims:
+    """The other tensor's shape is the result's, so what it loses the result must lose."""
+    out, other = r.reshape(r.dims(n.args[0]), shape(n)), r.dims(n.args[1])
+    for a, b in zip(out, other, strict=True):
+        r.unify(a, b)
+    return out
 
 
-def _input_shape(graph: fx.Graph) -> tuple[object, ...]:
-    first = next(n for n in graph.nodes if n.op == "placeholder")
-    return tuple(first.meta["val"].shape)
+@register_rule("expand_as")
+def expand_as(r: Relation, n: fx.Node) -> Dims:
+    """As where the two are added: dims of extent 1 follow the other tensor."""
+    return r.broadcast([r.dims(n.args[0]), r.dims(n.args[1])])
 
 
-@register_rule("expand", "expand_as", "repeat")
+@register_rule("expand", "repeat")
 def expand(r: Relation, n: fx.Node) -> Dims:
     x, new = r.dims(n.args[0]), shape(n)
     lead = len(new) - len(x)
@@ -323,8 +334,8 @@ def expand(r: Relation, n: fx.Node) -> Dims:
         if grown and layout.extent != 1:
             raise Misaligned("repeats an axis")
         out.append(r.axes.fixed(size, "expanded to a constant extent", "") if grown else layout)
-        sizes = n.args[1]
-        if not grown and isinstance(sizes, (list, tuple)) and isinstance(sizes[i], int) and sizes[i] not in (-1, 1):
+        sizes = listed(n.args[1])
+        if not grown and isinstance(sizes[i], int) and sizes[i] not in (-1, 1):
             r.shape_argument(n, (1, i), layout)
     return tuple(out)
 
@@ -371,7 +382,7 @@ def split(r: Relation, n: fx.Node) -> list[Dims]:
     x, sizes = r.dims(n.args[0]), n.args[1]
     sizes = listed(sizes)
     dim = positive(argument(n, 2, "dim", 0), len(x))
-    parts = r.axes.split(x[dim], [extent(s) for s in sizes])
+    parts = r.axes.split(x[dim], [integer(s) for s in sizes])
     for i, part in enumerate(parts):
         r.shape_argument(n, (1, i), part)
     return [(*x[:dim], part, *x[dim + 1 :]) for part in parts]
@@ -404,8 +415,11 @@ def slice_(r: Relation, n: fx.Node) -> Dims:
     start, end, step = (
         argument(n, i, name, default) for i, name, default in ((2, "start", 0), (3, "end", total), (4, "step", 1))
     )
-    if step != 1 or not isinstance(start, int) or not isinstance(end, int):
-        r.freeze(n, [x[dim]], "sliced with a step or a computed bound")
+    if not size[dim]:
+        raise Misaligned("it takes nothing")
+    free = type(n.args[0].meta["val"].shape[dim]) is not int  # type: ignore[union-attr]
+    if free or step != 1 or not isinstance(start, int) or not isinstance(end, int):
+        r.freeze(n, [x[dim]], "sliced with a step, a computed bound or over the batch")
         return (*x[:dim], r.axes.fixed(size[dim], "sliced"), *x[dim + 1 :])
     first = max(start + total, 0) if start < 0 else min(start, total)
     sizes = [first, size[dim], total - first - size[dim]]
@@ -423,7 +437,7 @@ def pixel_shuffle(r: Relation, n: fx.Node) -> Dims:
     factor = integer(factor)
     channels, blocks = r.axes.factor(x[1], [x[1].extent // factor**2, factor**2])
     r.freeze(n, [blocks], "becomes space")
-    return spatial(r, n, (x[0], channels))
+    return spatial(r, n, x, channels, shape(n))
 
 
 @register_rule("channel_shuffle")

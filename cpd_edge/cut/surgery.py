@@ -41,10 +41,12 @@ def cut(combed: Combed, keep: Keep, state: Mapping[str, Tensor] | None = None) -
     check(combed.groups, keep)
     network = combed.network.clone()
     source = combed.network.state_dict() if state is None else state
+    made: dict[int, Tensor] = {}
     for name, dims in combed.parameters.items():
-        tensor = source[name] if name in source else combed.network.fetch(name)
-        if isinstance(tensor, Tensor):
-            _replace(network, name, _sliced(tensor, dims, keep))
+        held = combed.network.fetch(name)
+        if isinstance(held, Tensor):
+            new = made[id(held)] if id(held) in made else _sliced(source.get(name, held), dims, keep)
+            made[id(held)] = _replace(network, name, new)
     widths = {name: len(units) for name, units in keep.items()}
     by_name = {node.name: node for node in network.graph.nodes}
     for argument in combed.shape_arguments:
@@ -98,16 +100,20 @@ def _sliced(tensor: Tensor, dims: tuple[Layout, ...], keep: Keep) -> Tensor:
     return tensor.detach().clone()
 
 
-def _replace(root: nn.Module, name: str, tensor: Tensor) -> None:
+def _replace(root: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """Puts a tensor in a parameter's or buffer's place and returns it; tied ones get the same one."""
     path, _, last = name.rpartition(".")
     owner = root.get_submodule(path)
     if last in owner._parameters:
         old = owner._parameters[last]
-        owner._parameters[last] = nn.Parameter(tensor, requires_grad=old is not None and old.requires_grad)
+        if not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=old is not None and old.requires_grad)
+        owner._parameters[last] = tensor
     elif last in owner._buffers:
         owner._buffers[last] = tensor
     else:
         setattr(owner, last, tensor)
+    return tensor
 
 
 def _with(arguments: Any, path: tuple[int, ...], value: int) -> Any:

@@ -181,7 +181,10 @@ def _with_channels(model: nn.Module, in_channels: int) -> nn.Module:
                 )
                 model.set_submodule(name, fresh)
             return model
-    raise ModelError("the model has no convolution whose input channels could be changed", hint="drop --in-channels")
+    raise ModelError(
+        "the model has no convolution whose input channels could be changed",
+        hint="choose data whose images have the channels it reads",
+    )
 
 
 def _timm(name: str, pretrained: bool, num_classes: int | None, in_channels: int | None) -> nn.Module:

@@ -202,6 +202,6 @@ def _shape_hint(model: nn.Module, images: Tensor) -> str:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             if module.in_channels != images.shape[1]:
-                return f"the model reads {module.in_channels} channels: give --in-channels {images.shape[1]}"
+                return f"its first convolution reads {module.in_channels} channels, the images have {images.shape[1]}"
             break
     return "try another --image-size"

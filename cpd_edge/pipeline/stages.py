@@ -20,10 +20,7 @@ from cpd_edge.network import Network
 from cpd_edge.pipeline import outcome
 from cpd_edge.pipeline.job import Job
 from cpd_edge.pipeline.request import Request
-from cpd_edge.pipeline.steps import (
-    Progress,
-    Student,
-)
+from cpd_edge.pipeline.steps import Progress, Student
 from cpd_edge.report import write as write_report
 
 
@@ -103,9 +100,8 @@ def _finished(record: store.Run) -> Network:
 def _tidy(record: store.Run) -> None:
     """Removes what only an unfinished run needs, and what a killed one left half written."""
     shutil.rmtree(record / "checkpoints", ignore_errors=True)
-    for pattern in (".partial-*", ".*.????????"):
-        for path in record.folder.rglob(pattern):
-            path.unlink(missing_ok=True)
+    for path in record.folder.rglob(f"{store.PARTIAL}*"):
+        path.unlink(missing_ok=True)
 
 
 def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Network:

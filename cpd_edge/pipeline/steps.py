@@ -6,22 +6,22 @@ Every step's plan and every step's network is a file, so an interrupted run goes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cpd_edge import network as networks
 from cpd_edge import store
-from cpd_edge.comb import comb
 from cpd_edge.cut import cut, expand
 from cpd_edge.distil.judge import recalibrate
 from cpd_edge.distil.train import distil
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
-from cpd_edge.layout import Keep, Widths, axes
+from cpd_edge.layout import Widths, axes, narrowed
 from cpd_edge.network import Network
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.subject import Subject
@@ -29,7 +29,7 @@ from cpd_edge.profile.table import LatencyTable
 from cpd_edge.score.importance import magnitude, taylor
 from cpd_edge.solve.milp import solve
 from cpd_edge.solve.problem import plan_from, problem_from
-from cpd_edge.types import Importance, Plan, Region
+from cpd_edge.types import Groups, Importance, Plan, Region
 
 Progress = Callable[[str, float, str], None]
 
@@ -125,26 +125,43 @@ def on_device(
 
 def importance_of(subject: Subject, student: Student | None, task: Task, request: Request) -> Importance:
     """Scores in original coordinates; units that are already gone count nothing, so that they go first."""
+    groups = subject.combed.groups
     if student is None:
-        return _scores(subject.network, subject, task, request)
-    here = _scores(student.network, None, task, request)
+        return scores(subject.network, groups, task, request)
+    here = scores(student.network, in_own_coordinates(groups, student.plan.widths), task, request)
     least = min((float(v[v > 0].min()) for v in here.by_group.values() if (v > 0).any()), default=1.0)
     out = {}
-    for group in subject.combed.groups.groups:
+    for group in groups.groups:
         kept = np.asarray(student.plan.kept.get(group.name, np.arange(group.units)))
         out[group.name] = np.zeros(group.units)
-        # A group of one unit is no group any more: nothing can go from it.
-        found = here.by_group[group.name] if len(kept) > 1 else np.ones(1)
-        out[group.name][kept] = np.maximum(found, least * 1e-3)
+        out[group.name][kept] = np.maximum(here.by_group[group.name], least * 1e-3)
     return Importance(out, here.metric)
 
 
-def _scores(network: Network, subject: Subject | None, task: Task, request: Request) -> Importance:
-    combed = subject.combed if subject else comb(network, network.input_shape)
+def in_own_coordinates(groups: Groups, widths: Widths) -> Groups:
+    """The groups of a network as they sit in its cut."""
+    return Groups(
+        tuple(
+            replace(
+                group,
+                units=widths.get(group.name, group.units),
+                slots=tuple(replace(slot, layout=narrowed(slot.layout, widths)) for slot in group.slots),
+            )
+            for group in groups.groups
+        ),
+        groups.frozen,
+    )
+
+
+def scores(network: Network, groups: Groups, task: Task | None, request: Request) -> Importance:
+    """Importance of each unit, by the request's score and under its seed; magnitudes need no task."""
     if request.score == "magnitude":
-        return magnitude(network.state_dict(), combed.groups)
-    loader = task.train_loader(BIG_BATCH, request.seed)
-    return taylor(network, combed.groups, loader, loss_of(task, request), request.calibration_batches)
+        return magnitude(network.state_dict(), groups)
+    assert task is not None
+    with torch.random.fork_rng(devices=[]):  # the fisher score draws labels
+        torch.manual_seed(request.seed)
+        loader = task.train_loader(BIG_BATCH, request.seed)
+        return taylor(network, groups, loader, loss_of(task, request), request.calibration_batches)
 
 
 def loss_of(task: Task, request: Request) -> Callable[[object, Tensor], Tensor]:
@@ -225,6 +242,3 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
 def trial_from_json(data: Mapping[str, Any]) -> Trial:
     """A trial from its JSON form."""
     return Trial(**{**data, "plan": plan_from_json(data["plan"])})
-
-
-__all__ = ["Keep", "Student", "cut_student", "importance_of", "load_student", "plan_for", "save_student", "teach"]

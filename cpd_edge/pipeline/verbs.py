@@ -24,12 +24,11 @@ from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.job import ISOLATED_S
 from cpd_edge.pipeline.outcome import interval_from, macs_at
 from cpd_edge.pipeline.request import Request, tables_root
-from cpd_edge.pipeline.steps import BIG_BATCH, loss_of, on_device
+from cpd_edge.pipeline.steps import on_device, scores
 from cpd_edge.pipeline.subject import Subject, comb_record
 from cpd_edge.profile.regions import find_regions
 from cpd_edge.profile.sample import profile as profile_widths
 from cpd_edge.profile.table import LatencyTable, table_folder
-from cpd_edge.score.importance import magnitude, taylor
 from cpd_edge.solve.milp import solve as solve_problem
 from cpd_edge.solve.problem import plan_from, problem_from
 from cpd_edge.types import Budget
@@ -112,17 +111,15 @@ def solve(folder: Path, budget: Budget | None) -> dict[str, Any]:
     table = LatencyTable.load(run / "table.json")
     network = networks.load(run / "dense.pt2")
     groups = comb_module(network, network.input_shape).groups
-    if request.score == "magnitude":
-        importance = magnitude(network.state_dict(), groups)
-    else:
+    task = None
+    if request.score != "magnitude":
         task = load_task(
             request.data,
             seed=request.seed,
             image_size=request.image_size,
             data_root=Path(request.data_root) if request.data_root else None,
         )
-        loader = task.train_loader(BIG_BATCH, request.seed)
-        importance = taylor(network, groups, loader, loss_of(task, request), request.calibration_batches)
+    importance = scores(network, groups, task, request)
     limit_of = budget or request.budget
     dense = interval_from(run.record["dense_latency_ms"])
     pace = dense.estimate / table.predict(groups.widths)

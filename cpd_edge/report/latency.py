@@ -126,10 +126,7 @@ def _conduct(samples: Samples) -> Table:
 
 def where(record: Record) -> Section:
     """From the dense total to the pruned one by region, closed by the part no region explains."""
-    regions = [
-        (region_name(row), row.number("dense_ms"), row.number("pruned_ms"))
-        for row in record.rows("layers")
-    ]
+    regions = [(region_name(row), row.number("dense_ms"), row.number("pruned_ms")) for row in record.rows("layers")]
     timed = [(name, dense, pruned) for name, dense, pruned in regions if dense is not None and pruned is not None]
     if not timed:
         return Section("where", "Where the time went")

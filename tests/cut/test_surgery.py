@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cpd_edge.comb import comb
-from cpd_edge.cut import cut, expand
+from cpd_edge.cut import cut, expand, mask
 from cpd_edge.network import Combed
 
 
@@ -76,3 +76,26 @@ def test_a_cut_network_can_be_combed_again(combed: Combed) -> None:
     """The cut network's groups are the dense one's, at the widths that were kept."""
     again = comb(cut(combed, {"0": np.array([1, 4, 5])}), (3, 6, 6))
     assert again.groups.widths == {**combed.groups.widths, "0": 3}
+
+
+class Tied(nn.Module):
+    """One kernel under two names, used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+        self.two.weight = self.one.weight
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.two(self.one(self.stem(x))).mean((2, 3)))
+
+
+def test_a_tied_parameter_stays_tied() -> None:
+    """Two names of one tensor are one parameter: counted once, cut once, trained once."""
+    combed = comb(Tied().double(), (3, 4, 4))
+    assert [g.name for g in combed.groups.groups] == ["stem"]
+    small = cut(combed, {"stem": np.array([0, 3])})
+    assert small.get_parameter("one.weight") is small.get_parameter("two.weight")
+    x = small.example(3)
+    assert torch.allclose(small(x), mask(combed, {"stem": np.array([0, 3])})(x), atol=1e-12)

@@ -175,9 +175,9 @@ def test_a_model_for_other_data_is_refused(digits: Task, shape: tuple[int, ...],
         check_model(digits, Constant(*shape))
 
 
-def test_a_model_for_other_channels_is_refused_with_the_option(digits: Task) -> None:
-    """A colour network on grey images names the option that changes it; one that fits is passed in its own mode."""
-    with pytest.raises(DataError, match="give --in-channels 1"):
+def test_a_model_for_other_channels_is_refused_with_both_numbers(digits: Task) -> None:
+    """A colour network on grey images is told what it reads and what there is; one that fits keeps its own mode."""
+    with pytest.raises(DataError, match="reads 3 channels, the images have 1"):
         check_model(digits, nn.Conv2d(3, 8, 3))
     model = Constant(10).train()
     check_model(digits, model)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, from_json, kept, leaves, occupants, size, to_json
+from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, from_json, kept, leaves, narrowed, occupants, size, to_json
 
 EXTENTS = {"a": 2, "b": 3, "c": 4}
 LEAF = st.sampled_from([Leaf(name, n) for name, n in EXTENTS.items()])
@@ -45,6 +45,17 @@ def test_an_index_goes_when_any_unit_it_belongs_to_goes(layout: Layout, keep: di
 def test_size_is_the_number_of_kept_indices(layout: Layout, keep: dict[str, np.ndarray]) -> None:
     """Sizes need only widths, and agree with the lists."""
     assert size(layout, {axis: len(units) for axis, units in keep.items()}) == len(kept(layout, keep))
+
+
+@given(LAYOUT, KEEP)
+def test_narrowed_units_sit_where_the_kept_ones_went(layout: Layout, keep: dict[str, np.ndarray]) -> None:
+    """In a cut tensor, a unit occupies what is left of the indices it had."""
+    small, stays = narrowed(layout, {axis: len(units) for axis, units in keep.items()}), kept(layout, keep)
+    assert small.extent == len(stays)
+    for axis in axes(layout):
+        for new, old in enumerate(keep[axis]):
+            left = set(occupants(layout, axis)[old].tolist()) & set(stays.tolist())
+            assert {int(stays[i]) for i in occupants(small, axis)[new]} == left
 
 
 @given(LAYOUT)

@@ -34,6 +34,11 @@ class Branching(nn.Module):
         return -x
 
 
+class Sum(nn.Module):
+    def forward(self, *xs: Tensor) -> Tensor:
+        return torch.stack([x.sum() for x in xs]).sum()
+
+
 def test_a_trace_computes_the_same_for_any_batch() -> None:
     """The batch size stays free, and parameters keep their names."""
     model = Small().eval()
@@ -114,3 +119,36 @@ def test_a_clone_shares_nothing() -> None:
     other.train()
     assert network.get_parameter("conv.weight").any()
     assert not network.training
+
+
+def test_norms_without_running_statistics_take_the_batchs_own_in_either_mode() -> None:
+    """What keeps no statistics has none to fall back on, in eval mode either."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False))
+    network, x = trace(model, SHAPE), torch.randn(3, *SHAPE)
+    torch.testing.assert_close(network.eval()(x), model.eval()(x))
+    torch.testing.assert_close(network.train()(x), model.train()(x))
+
+
+def test_tracing_leaves_every_modules_mode() -> None:
+    """A layer that its owner keeps in eval mode while the rest trains is so afterwards, too."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    model[1].eval()
+    trace(model, SHAPE)
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_a_saved_network_keeps_its_mode(tmp_path: Path) -> None:
+    """Saving in the middle of a training does not end it."""
+    network = trace(Small(), SHAPE).train()
+    save(network, tmp_path / "net.pt2")
+    assert network.training
+    assert "True" in network.code
+
+
+@pytest.mark.parametrize("inputs", [(torch.zeros(1, 3, 8, 8),), (torch.zeros(2, 3), torch.zeros(2, 3))])
+def test_a_program_that_takes_something_else_is_refused(inputs: tuple[Tensor, ...], tmp_path: Path) -> None:
+    """A fixed batch, or several inputs: the message shows what the file takes and how to export it."""
+    program = torch.export.export(Sum(), inputs)
+    torch.export.save(program, tmp_path / "other.pt2")
+    with pytest.raises(ModelError, match=r"wanted one tensor with a free batch size\n  export it with"):
+        load(tmp_path / "other.pt2")

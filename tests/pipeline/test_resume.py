@@ -155,6 +155,17 @@ def test_a_second_run_into_the_same_folder_is_refused(classified: tuple[Run, Don
     assert json.loads((run / "run.json").read_text()) == printed.json
 
 
+def test_a_folder_with_other_files_is_left_alone(shell: Shell) -> None:
+    """A run clears up in its folder when it is done, so the folder must be its own."""
+    mine = shell.folder / "project"
+    (mine / "checkpoints").mkdir(parents=True)
+    for name in ("checkpoints/best.pt", ".env.template"):
+        (mine / name).write_text("mine")
+    done = shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", "project")
+    assert done.code == 2 and "give a new --out" in done.err
+    assert sorted(p.name for p in mine.rglob("*") if p.is_file()) == [".env.template", "best.pt"]
+
+
 def test_ctrl_c_prints_the_command_that_goes_on(shell: Shell) -> None:
     """An interrupted run exits 130 and says how to go on; that very command finishes it."""
     call = shell.start(*PRUNE, "--speedup", "1.3", *QUICK, "--out", "stopped", "--profiles", "stopped-tables")
