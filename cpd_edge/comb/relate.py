@@ -44,6 +44,20 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
     return add
 
 
+def _swapped(node: fx.Node, dim: int) -> int:
+    rank = node.meta["val"].dim()
+    a, b = (int(d) % rank for d in node.args[1:3]) if len(node.args) > 2 else (0, 1)  # type: ignore[call-overload]
+    return {a: b, b: a}.get(dim, dim)
+
+
+_MOVES: dict[str, Callable[[fx.Node, int], int]] = {
+    **dict.fromkeys(("clone", "contiguous", "to", "_to_copy", "alias", "detach"), lambda node, dim: dim),
+    **dict.fromkeys(("t", "transpose", "swapaxes", "swapdims"), _swapped),
+    "permute": lambda node, dim: int(node.args[1][dim]) % node.meta["val"].dim(),  # type: ignore[index,call-overload]
+}
+"""Calls that only move a parameter's dims: from a dim of the result to the dim of the argument."""
+
+
 @dataclass
 class Relation:
     """The state of one walk: layouts by node, and what the rules recorded."""
@@ -80,7 +94,10 @@ class Relation:
         self.axes.unify(a, b)
 
     def contract(self, tensor: object, dim: int) -> None:
-        """Says that a call sums over a dim of a parameter: it reads those units."""
+        """Says that a call sums over a dim of a parameter, as it is or transposed: it reads those units."""
+        while isinstance(tensor, fx.Node) and tensor.op == "call_function" and op_name(tensor) in _MOVES:
+            dim = _MOVES[op_name(tensor)](tensor, dim)
+            tensor = tensor.args[0]
         if isinstance(tensor, fx.Node) and tensor.op == "get_attr":
             self.readers.add((self.tied[str(tensor.target)], dim))
 

@@ -167,13 +167,22 @@ def _torchvision(name: str, pretrained: bool, num_classes: int | None, in_channe
         model: nn.Module = models.get_model(name, **options)
     except (ValueError, URLError) as error:
         raise ModelError(f"torchvision:{name}: {error}", hint="give --weights FILE that fits --num-classes") from error
-    return model if in_channels is None else _with_channels(model, in_channels)
+    return model if in_channels is None else _with_channels(model, in_channels, pretrained)
 
 
-def _with_channels(model: nn.Module, in_channels: int) -> nn.Module:
-    """Replaces the first convolution by one for another number of input channels, where they differ."""
+def _with_channels(model: nn.Module, in_channels: int, pretrained: bool) -> nn.Module:
+    """Replaces the first convolution by one for another number of input channels, where they differ.
+
+    Raises:
+        ModelError: there is none, or its published weights would be lost.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
+            if module.in_channels != in_channels and pretrained:
+                raise ModelError(
+                    f"published weights read {module.in_channels} channels, the data has {in_channels}",
+                    hint="convert the images, or give --weights FILE",
+                )
             if module.in_channels != in_channels:
                 settings = ("out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
                 fresh = nn.Conv2d(

@@ -40,6 +40,7 @@ LIMITS = (
     "Latency was measured on this machine's CPU with ONNX Runtime, one image at a time, back to back; "
     "it says nothing of another device.",
     "No part of this was run on a GPU or a Jetson.",
+    "Held-out plans also decide when profiling may stop, so the table's error on other plans may be a little larger.",
 )
 
 

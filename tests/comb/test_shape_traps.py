@@ -102,3 +102,24 @@ class Named(nn.Module):
 def test_no_layer_is_mistaken_for_an_axis() -> None:
     """Groups are named after layers; an axis without a layer has a name that no layer can have."""
     assert [g.name for g in comb(Named(), SHAPE).groups.groups] == [f"a{i}" for i in COUNTED]
+
+
+class Transposed(nn.Module):
+    """A weight that is read through a transposition: `x @ w.t()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.weight = nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.first(x)) @ self.weight.t()
+
+
+def test_a_transposed_weight_still_reads() -> None:
+    """Masking zeroes the columns of the weight, not of its transpose, and equals cutting."""
+    combed = comb(Transposed().double(), (6,))
+    keep = {"first": np.array([1, 4, 5])}
+    x = combed.network.example()
+    assert torch.allclose(cut(combed, keep)(x), mask(combed, keep)(x), atol=1e-12)
+    assert ("weight", 1, True) in {(s.tensor, s.dim, s.reads) for s in combed.groups["first"].slots}
