@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,9 @@ from cpd_edge.cli.console import Interrupted, show, told
 from cpd_edge.cli.text import bench_text, comb_text, doctor_text, profile_text, solve_text, summary
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.types import EXIT_CODES, Budget
+
+CRASHED = 70
+"""Exit code of an error that nobody foresaw (`EX_SOFTWARE` of sysexits): 1 is a verdict."""
 
 app = typer.Typer(
     help="Prune a trained torch vision model until its engine meets a latency budget, as measured on the device.",
@@ -65,7 +69,7 @@ def prune(
     alpha: Annotated[float, typer.Option(help="share of the teacher in the loss")] = 0.7,
     score: Annotated[str, typer.Option(help="fisher, taylor or magnitude")] = "fisher",
     calibration_batches: Annotated[int, typer.Option(help="batches of 128 that scores and statistics see")] = 16,
-    samples: Annotated[int, typer.Option(help="networks measured for the latency table, at most")] = 48,
+    samples: Annotated[int, typer.Option(help="networks the table is fitted on, at most; 10 more test it")] = 48,
     rounds: Annotated[int, typer.Option(help="build-and-measure rounds, at most")] = 4,
     parity: Annotated[float, typer.Option(help="largest difference of engine and torch, relative")] = 1e-4,
     seed: Seed = 0,
@@ -154,7 +158,7 @@ def profile(
     num_classes: NumClasses = None,
     device: Device = "local",
     threads: Threads = 1,
-    samples: Annotated[int, typer.Option(help="networks to measure, at most")] = 48,
+    samples: Annotated[int, typer.Option(help="networks the table is fitted on, at most; 10 more test it")] = 48,
     profiles: Annotated[str | None, typer.Option(help="folder of measured tables")] = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -270,5 +274,9 @@ def shape(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    """Entry point of `cpd-edge`."""
-    app()
+    """Entry point of `cpd-edge`. What nobody foresaw ends with a traceback and a code that is no verdict's."""
+    try:
+        app()
+    except Exception:  # a bug of ours, or of a library
+        traceback.print_exc()
+        sys.exit(CRASHED)

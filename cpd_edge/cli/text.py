@@ -29,10 +29,17 @@ def summary(r: dict[str, Any]) -> str:
             f"  dense     p{100 * r['quantile']:g} {span(r['dense_latency_ms'])}",
             f"  speed-up  {span(r['speedup'], 'x')} measured, with {ratios(r)}",
             f"  {r['metric']:<9} {percent[0]} dense, {percent[1]} pruned (as deployed)",
+            *checks_line(r),
             f"  predicted {r['predicted_ms']:.4g} ms, gap {r['gap']:.2%}, rounds {r['rounds']}",
             f"  report    {Path(r['run']) / 'report.html'}",
         ]
     )
+
+
+def checks_line(r: dict[str, Any]) -> list[str]:
+    """A line that names the checks that failed, if any did."""
+    failed = [f"{c['name']} ({c['detail']})" for c in r.get("checks", []) if not c["passed"]]
+    return [f"  checks    {len(failed)} of {len(r['checks'])} failed: {'; '.join(failed)}"] if failed else []
 
 
 def comb_text(r: dict[str, Any]) -> str:

@@ -67,6 +67,12 @@ class Data:
     val: Source
     closed: bool = True
 
+    def contract(self) -> dict[str, Any]:
+        """What whoever feeds the engine must know: shape, normalisation where it is ours, and the classes in order."""
+        look = getattr(self.val, "look", None)
+        known = {} if look is None else {"scale": "0 to 1", "mean": list(look.mean), "std": list(look.std)}
+        return {"shape": list(self.input_shape), "layout": "NCHW", **known, "labels": list(self.labels)}
+
 
 @dataclass(frozen=True)
 class Look:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import pickle
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -110,9 +109,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        except Exception as error:  # the unpickler raises whatever the bytes make it; kept as the cause
+            why = (str(error).splitlines() or [""])[0]
             raise ModelError(
-                f"{path} is no plain state dict: {str(error).splitlines()[0]}",
+                f"{path} is no plain state dict: {type(error).__name__}: {why}",
                 hint="save it with: torch.save(model.state_dict(), 'weights.pt')",
             ) from error
     for wrapper in ("state_dict", "model_state_dict", "model"):

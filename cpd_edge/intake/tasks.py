@@ -15,6 +15,7 @@ from cpd_edge.intake import sets, userfile
 from cpd_edge.intake.datasets import IGNORE, Data, Loader
 from cpd_edge.intake.metrics import Accuracy, MeanIoU, Metric
 
+HEAD = "give --num-classes {0} where the model takes it, change the head of a model of your own, or give other data"
 FORMS = "digits, fashion-mnist, imagefolder:DIR, segfolder:DIR or FILE.py:FACTORY"
 
 
@@ -194,7 +195,7 @@ def check_model(task: Task, model: nn.Module) -> None:
             hint=f"{task.data.kind} wants one logit per class for each {'image' if targets.dim() == 1 else 'pixel'}",
         )
     if out.shape[1] < c or (out.shape[1] > c and task.data.closed):
-        raise DataError(f"model gives {out.shape[1]} classes, data has {c}", hint=f"give --num-classes {c}")
+        raise DataError(f"model gives {out.shape[1]} classes, data has {c}", hint=HEAD.format(c))
 
 
 def _shape_hint(model: nn.Module, images: Tensor) -> str:

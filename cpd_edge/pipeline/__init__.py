@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from cpd_edge.errors import UsageError
+from cpd_edge.intake.sets import user_loaders
 from cpd_edge.intake.tasks import Task
 from cpd_edge.network import Network, load
 from cpd_edge.pipeline.request import Request
@@ -46,7 +48,7 @@ class Pruned:
 
 def prune(
     model: nn.Module | str,
-    data: Task | str,
+    data: Task | str | tuple[Any, Any],
     *,
     budget: Budget,
     device: str = "local",
@@ -59,7 +61,7 @@ def prune(
 
     Args:
         model: a module, or a spec such as `torchvision:resnet18` or `my_models.py:make_net`.
-        data: a task, or a spec such as `imagefolder:DIR`.
+        data: a task, a spec such as `imagefolder:DIR`, or `(train_loader, val_loader)`.
         budget: `Budget(limit_ms=12)` or `Budget(speedup=2)`, on a quantile.
         device: where the engine runs.
         out: run folder; a new one under `runs/` if it is not given.
@@ -71,6 +73,18 @@ def prune(
         CpdError: bad input, before any work; or a stage that failed.
         InfeasibleError: no plan meets the budget.
     """
+    if not isinstance(budget, Budget):
+        raise UsageError(f"budget {budget!r}", hint="give Budget(limit_ms=12) or Budget(speedup=2)")
+    unknown = sorted(set(settings) - set(Request.__dataclass_fields__))
+    if unknown:
+        raise UsageError(f"unknown settings {unknown}", hint=f"there are {', '.join(Request.__dataclass_fields__)}")
+    if isinstance(data, tuple):
+        data = Task(user_loaders("loaders", data))
+    if not isinstance(model, (str, nn.Module)) or not isinstance(data, (str, Task)):
+        raise UsageError(
+            f"model {type(model).__name__}, data {type(data).__name__}",
+            hint="give a module or a spec, and a task, a spec or (train_loader, val_loader)",
+        )
     request = Request(
         model=model if isinstance(model, str) else type(model).__name__,
         data=data if isinstance(data, str) else data.name,

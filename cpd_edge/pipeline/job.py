@@ -8,11 +8,13 @@ Each stage leaves its result in the run folder before the next one begins.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from cpd_edge import network as networks
@@ -118,6 +120,7 @@ class Job:
             "model": self.request.model,
             "data": self.request.data,
             "engine": name,
+            "input": json.dumps(self.task.data.contract()),
         }
         model = finish(export_onnx(network).model, provenance)
         data = bytes(model.SerializeToString())
@@ -189,6 +192,20 @@ class Job:
                 environment=found.b.environment, steady=found.a.steady and found.b.steady, stop=found.b.stop
             )
         return aim.judge(found, budget)
+
+    def reachable(self, subject: Subject, table: LatencyTable) -> None:
+        """Refuses a budget that no plan meets before any training.
+
+        Raises:
+            InfeasibleError: in the device's milliseconds.
+        """
+        dense = outcome.interval_from(self.run.record["dense_latency_ms"])
+        pace, limit_ms = dense.estimate / table.predict(subject.widths), aim.limit_of(self.request.budget, dense)
+        alike = Importance({name: np.ones(n) for name, n in subject.widths.items()})
+        try:
+            plan_for(subject, table, alike, limit_ms / pace, None)
+        except InfeasibleError as error:
+            raise on_device(error, subject.regions, subject.widths, pace, limit_ms, 0.0) from error
 
     def close_loop(
         self, subject: Subject, table: LatencyTable, importance: Importance, student: Student | None, name: str

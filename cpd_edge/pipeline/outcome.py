@@ -19,6 +19,7 @@ from cpd_edge.layout import Widths, size
 from cpd_edge.measure import stats
 from cpd_edge.measure.protocol import INSIDE
 from cpd_edge.measure.runners import OnnxRunner
+from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.aim import Window
 from cpd_edge.pipeline.steps import Student
 from cpd_edge.pipeline.subject import Subject, comb_record
@@ -67,18 +68,24 @@ def write(job: Job, subject: Subject, table: LatencyTable, student: Student, win
     """Completes the record of a run that pruned, and writes the report."""
     run, plan = job.run, student.plan
     pace = window.dense.estimate / table.predict(subject.widths)
+    delta_ms = aim.learned_delta(row["delta_ms"] for row in run.record.get("round_log", [])[:-1])
+
+    def on_device(table_ms: float) -> float:
+        return (table_ms + delta_ms) * pace
+
     with job.stage("evaluate"):
         quality = _quality(job)
     with job.stage("layers"):
         layers = _layers(job, subject, table, plan.widths)
     report = table.report()
     run.update(
-        plan={k: getattr(plan, k) for k in ("objective", "bound", "gap", "seconds", "limit_ms", "strategy")},
+        plan={k: getattr(plan, k) for k in ("objective", "bound", "gap", "seconds", "strategy")}
+        | {"limit_ms": on_device(plan.limit_ms)},
         gap=plan.gap,
-        predicted_ms=plan.predicted_ms * pace,
+        predicted_ms=on_device(plan.predicted_ms),
         parity=parity,
         profile=_profile_record(table, report),
-        history=[dict(row) for row in student.history],
+        history=[{**row, "predicted_ms": on_device(row["predicted_ms"])} for row in student.history],
         rounds=len(run.record.get("round_log", [])),
         **_ratios(subject, student),
         **comb_record(subject.combed, plan.keep),
@@ -122,6 +129,7 @@ def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
         quantiles=quantiles,
         checks=checks,
         hashes={f: hashlib.sha256((run / f).read_bytes()).hexdigest() for f in files},
+        input=job.task.data.contract(),
         size_bytes={n: (run / f"{n}.onnx").stat().st_size for n in ("dense", "pruned")},
         limits=LIMITS,
         reason=_reason(run.record, window, budget.tolerance),
@@ -177,7 +185,7 @@ def _engine_metric(job: Job, name: str) -> Metric:
 
 def _worst(labels: tuple[str, ...], dense: Metric, pruned: Metric) -> list[dict[str, Any]]:
     before, after = dense.per_class(), pruned.per_class()
-    order = np.argsort(after - before, kind="stable")[:WORST]
+    order = [i for i in np.argsort(after - before, kind="stable")[:WORST] if after[i] < before[i]]
     return [{"label": labels[i], "dense": float(before[i]), "pruned": float(after[i])} for i in order]
 
 

@@ -111,6 +111,8 @@ def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Networ
         outcome.write_already_met(job, subject, met)
         return subject.network
     table = job.table(subject)
+    if not any(job.checkpoints.glob("step-*")):
+        job.reachable(subject, table)
     student: Student | None = None
     for index in range(job.request.steps):
         student = job.step(index, job.request.steps, subject, table, student)
