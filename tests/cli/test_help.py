@@ -8,6 +8,9 @@ import sys
 import pytest
 from cli.shell import Shell
 
+from cpd_edge.cli import commands
+from cpd_edge.types import EXIT_CODES
+
 VERBS = ("prune", "comb", "profile", "solve", "bench", "report", "doctor")
 
 
@@ -41,3 +44,17 @@ def test_words_that_are_no_command_are_refused(shell: Shell, arguments: tuple[st
     """An unknown verb or option, or a missing argument, exits 2 and points at the help."""
     done = shell(*arguments)
     assert done.code == 2 and "--help" in done.err and "Traceback" not in done.err
+
+
+def test_a_crash_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error that nobody foresaw ends with its traceback and a code that stands for no verdict."""
+
+    def crash() -> None:
+        raise ZeroDivisionError("unforeseen")
+
+    monkeypatch.setattr(commands, "app", crash)
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    assert ended.value.code == commands.CRASHED
+    assert ended.value.code not in EXIT_CODES.values()
+    assert "ZeroDivisionError: unforeseen" in capsys.readouterr().err

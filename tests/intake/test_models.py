@@ -177,3 +177,11 @@ def test_a_saved_program_loads_and_trains(tmp_path: Path) -> None:
     loaded, x = load_model(str(tmp_path / "net.pt2")), torch.randn(4, 3, 16, 16)
     assert torch.allclose(loaded(x), model(x), atol=1e-5)
     assert not torch.allclose(loaded.train()(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"hello", b"", b"\x80\x02}q\x00.", bytes(range(256))])
+def test_a_damaged_weights_file_is_said_to_be_one(content: bytes, tmp_path: Path) -> None:
+    """Whatever the bytes are, the answer is a ModelError that names the file."""
+    (tmp_path / "junk.pt").write_bytes(content)
+    with pytest.raises(ModelError, match=r"junk\.pt"):
+        read_state(tmp_path / "junk.pt")

@@ -18,6 +18,7 @@ from cli.shell import Done, Shell
 from cli.worlds import PRUNE, QUICK
 
 import cpd_edge
+from cpd_edge.errors import UsageError
 from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.store import Run
 from cpd_edge.types import EXIT_CODES, Budget
@@ -203,3 +204,30 @@ def test_regions_and_the_rest_add_up_to_the_median(finished: tuple[Run, Done]) -
         median_ms = np.median(run.load_measurement(name).samples_ns) / 1e6
         timed_ms = sum(layer[f"{name}_ms"] for layer in run.record["layers"])
         assert timed_ms + run.record["unattributed_ms"][name] == pytest.approx(median_ms)
+
+
+def test_the_engine_carries_the_contract_of_its_input(finished: tuple[Run, Done]) -> None:
+    """Whoever feeds the engine finds shape, layout and classes in the file and in the record."""
+    run, _ = finished
+    metadata = {p.key: p.value for p in onnx.load(run / "pruned.onnx").metadata_props}
+    contract = json.loads(metadata["cpd_edge.input"])
+    assert contract == run.record["input"]
+    assert contract["layout"] == "NCHW"
+    assert len(contract["shape"]) == 3
+    assert len(contract["labels"]) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"budget": 2}, "budget 2"),
+        ({"epoch": 3}, "unknown settings"),
+        ({"data": 5}, "data int"),
+        ({"model": dict}, "model type"),
+    ],
+)
+def test_the_python_api_answers_wrong_arguments(arguments: dict[str, Any], said: str) -> None:
+    """A wrong type or name is a UsageError that says what to give."""
+    given = {"model": "zoo:resnet8", "data": "digits", "budget": Budget(speedup=2), **arguments}
+    with pytest.raises(UsageError, match=said):
+        cpd_edge.prune(given.pop("model"), given.pop("data"), **given)
