@@ -25,7 +25,6 @@ from cpd_edge.distil.train import train
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
 from cpd_edge.measure import stats
-from cpd_edge.measure.environment import key as environment_key
 from cpd_edge.measure.protocol import Protocol, compare, measure
 from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.network import Network
@@ -46,7 +45,6 @@ from cpd_edge.pipeline.steps import (
     trial_from_json,
 )
 from cpd_edge.pipeline.subject import Subject, save_groups
-from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable, table_folder
 from cpd_edge.types import Importance, Interval, Plan
 
@@ -56,8 +54,6 @@ FULL = Protocol(limit_s=45.0, target=0.01, min_blocks=20)
 """Protocol of the verdict."""
 FIRST_SHARE = 0.4
 """Share of the distillation that the steps before the last one get together."""
-ISOLATED_S = 8.0
-"""Time spent on the isolated baseline of the table."""
 
 
 class Job:
@@ -148,27 +144,14 @@ class Job:
 
     def table(self, subject: Subject) -> LatencyTable:
         """The latency table, measured now or reused, from the run's folder or this device's."""
-        with contextlib.closing(subject.runner(subject.build(subject.widths))) as runner:
-            key = {**environment_key(runner.environment), "signature": subject.signature}
+        key = subject.key()
         if (self.run / "table.json").exists():
             known = LatencyTable.load(self.run / "table.json")
             if known.key == key:
                 return known
         folder = table_folder(Path(self.request.profiles), key)
         with self.stage("profile") as tell:
-            table = profile(
-                subject.build,
-                subject.regions,
-                subject.widths,
-                subject.runner,
-                key,
-                model=subject.dense_onnx,
-                samples=self.request.samples,
-                seed=self.request.seed,
-                folder=folder,
-                isolated_seconds=ISOLATED_S,
-                progress=tell,
-            )
+            table = subject.table(key, folder, samples=self.request.samples, seed=self.request.seed, progress=tell)
             table.save(self.run / "table.json")
         return table
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,10 +20,16 @@ from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish, value_layouts
 from cpd_edge.deploy.parity import check_parity
 from cpd_edge.errors import CpdError
 from cpd_edge.layout import Keep, Widths
+from cpd_edge.measure.environment import key as environment_key
 from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.network import Combed, Network, trace
 from cpd_edge.profile.regions import find_regions, signature
+from cpd_edge.profile.sample import profile
+from cpd_edge.profile.table import LatencyTable
 from cpd_edge.types import Region
+
+ISOLATED_S = 8.0
+"""Time spent on the isolated baseline of a table."""
 
 HALF_PARITY = 1e-2
 """Largest relative difference between two ways to cut one network; a wrong cut is off by its whole output."""
@@ -84,6 +92,29 @@ class Subject:
         if self._cutter is not None:
             return bytes(finish(self._cutter.cut(keep)).SerializeToString())
         return bytes(finish(export_onnx(cut(self.combed, keep)).model).SerializeToString())
+
+    def key(self) -> dict[str, Any]:
+        """What a table of this subject belongs to: the environment it is measured in, and the model's signature."""
+        with contextlib.closing(self.runner(self.build(self.widths))) as runner:
+            return {**environment_key(runner.environment), "signature": self.signature}
+
+    def table(
+        self, key: Mapping[str, Any], folder: Path, *, samples: int, seed: int, progress: Callable[[float, str], None]
+    ) -> LatencyTable:
+        """The latency table, measured now or reused from `folder`, with the isolated baseline beside it."""
+        return profile(
+            self.build,
+            self.regions,
+            self.widths,
+            self.runner,
+            key,
+            model=self.dense_onnx,
+            samples=samples,
+            seed=seed,
+            folder=folder,
+            isolated_seconds=ISOLATED_S,
+            progress=progress,
+        )
 
     def runner(self, model: bytes, profile: bool = False) -> OnnxRunner:
         """An engine made from ONNX bytes."""

@@ -17,17 +17,14 @@ from cpd_edge.comb import comb as comb_module
 from cpd_edge.errors import DataError, InfeasibleError, UsageError
 from cpd_edge.intake.models import load_model
 from cpd_edge.measure import stats
-from cpd_edge.measure.environment import key as environment_key
 from cpd_edge.measure.protocol import Protocol, compare, measure
 from cpd_edge.measure.runners import OnnxRunner, onnxruntime
 from cpd_edge.pipeline import aim
-from cpd_edge.pipeline.job import ISOLATED_S
 from cpd_edge.pipeline.outcome import interval_from, macs_at
 from cpd_edge.pipeline.request import Request, tables_root
 from cpd_edge.pipeline.steps import on_device, scores
 from cpd_edge.pipeline.subject import Subject, comb_record
 from cpd_edge.profile.regions import find_regions
-from cpd_edge.profile.sample import profile as profile_widths
 from cpd_edge.profile.table import LatencyTable, table_folder
 from cpd_edge.solve.milp import solve as solve_problem
 from cpd_edge.solve.problem import plan_from, problem_from
@@ -71,21 +68,10 @@ def profile(
     progress("comb", 0.0, "")
     subject = Subject.of(_model(model, input_shape, weights, num_classes), input_shape, threads)
     progress("comb", 1.0, "")
-    with contextlib.closing(subject.runner(subject.build(subject.widths))) as runner:
-        key = {**environment_key(runner.environment), "signature": subject.signature}
+    key = subject.key()
     folder = table_folder(Path(profiles) if profiles else tables_root(), key)
-    table = profile_widths(
-        subject.build,
-        subject.regions,
-        subject.widths,
-        subject.runner,
-        key,
-        model=subject.dense_onnx,
-        samples=samples,
-        seed=seed,
-        folder=folder,
-        isolated_seconds=ISOLATED_S,
-        progress=lambda fraction, text: progress("profile", fraction, text),
+    table = subject.table(
+        key, folder, samples=samples, seed=seed, progress=lambda fraction, text: progress("profile", fraction, text)
     )
     return {
         "model": model,

@@ -126,11 +126,11 @@ def run(
 
 def hasten() -> None:
     """Short measurements, and a checkpoint after every training step."""
-    from cpd_edge.pipeline import job, steps, verbs
+    from cpd_edge.pipeline import job, steps, subject
 
     job.QUICK = replace(job.QUICK, limit_s=0.4, warmup_s=0.02, target=0.5, min_blocks=3, block_s=0.01)
     job.FULL = replace(job.FULL, limit_s=0.8, warmup_s=0.02, target=0.5, min_blocks=6, block_s=0.01)
-    job.ISOLATED_S = verbs.ISOLATED_S = 0.2
+    subject.ISOLATED_S = 0.2
     doctor: Any = import_module("cpd_edge.measure.doctor")
     doctor.doctor = partial(doctor.doctor, protocol=job.FULL)
     steps.distil = partial(steps.distil, save_every_s=0.0)
