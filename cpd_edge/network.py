@@ -21,25 +21,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from cpd_edge.canonical import TRAINING_ARGUMENT, canonical, op_name
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Layout
 from cpd_edge.types import Groups
 
-_TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "dropout_": 2, "feature_dropout": 2, "instance_norm": 5}
-"""Position of the training flag in the calls that behave differently while training."""
-
 _BATCH = 2
 """Batch size of the traced example. 0 and 1 would be specialised away."""
-
-
-def op_name(node: fx.Node) -> str:
-    """Name of an ATen call without its overload (`conv2d`), or '' for anything else."""
-    target = node.target
-    if node.op == "call_function" and isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.split("::")[-1]
-    return ""
 
 
 class Network(fx.GraphModule):
@@ -55,7 +46,7 @@ class Network(fx.GraphModule):
         """Puts batch-norm and dropout calls into training mode, or back."""
         changed = False
         for node in self.graph.nodes:
-            at = _TRAINING_ARGUMENT.get(op_name(node))
+            at = TRAINING_ARGUMENT.get(op_name(node))
             if at is not None and node.args[at] is not mode and not _keeps_no_statistics(node):
                 node.update_arg(at, mode)
                 changed = True
@@ -68,6 +59,14 @@ class Network(fx.GraphModule):
     def eval(self) -> Network:
         """The same as `train(False)`."""
         return self.train(False)
+
+    def double(self) -> Network:
+        """The same network in float64, the types that its calls ask for included."""
+        for node in self.graph.nodes:
+            node.args, node.kwargs = (_in_double(a) for a in (node.args, node.kwargs))
+        super().double()
+        self.recompile()
+        return self
 
     def example(self, batch: int = _BATCH, seed: int = 0) -> Tensor:
         """Seeded standard-normal inputs `[batch, *input_shape]`, of the parameters' device and type."""
@@ -87,7 +86,11 @@ class Network(fx.GraphModule):
         """
         self.recompile()
         (given,) = (node.meta["val"] for node in self.graph.nodes if node.op == "placeholder")
-        FakeTensorProp(self, given.fake_mode).propagate_dont_convert_inputs(given)
+        like = next((p for p in self.parameters() if p.is_floating_point()), given)
+        with given.fake_mode:
+            given = given.to(like.dtype)
+        with enable_python_dispatcher():
+            FakeTensorProp(self, given.fake_mode).propagate_dont_convert_inputs(given)
 
     def clone(self) -> Network:
         """An independent copy: own graph, own parameters."""
@@ -110,6 +113,40 @@ class ShapeArgument:
 
 
 @dataclass(frozen=True)
+class Contraction:
+    """A dim that a call sums away, so that it reads the units there.
+
+    Attributes:
+        node: name of the call.
+        path: where in its arguments the tensor stands that is read, outermost position first.
+        dim: the dim of that tensor.
+        layout: what the dim is made of; axes that go on in the call's result stand under names of no group.
+    """
+
+    node: str
+    path: tuple[int, ...]
+    dim: int
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A run of calls whose result has the layout of what goes in, so that it can be left out whole.
+
+    Attributes:
+        name: the group of one unit that stands for it.
+        first: name of the node that goes in; it takes the place of `last`.
+        last: name of the node that comes out.
+        inside: names of the calls that go with it, `last` among them.
+    """
+
+    name: str
+    first: str
+    last: str
+    inside: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Combed:
     """A network with its dependencies resolved: everything a cut needs to know.
 
@@ -119,6 +156,8 @@ class Combed:
         parameters: layout of each dim of each parameter and buffer, by name.
         values: layout of each dim of each tensor that a call makes, by node name.
         shape_arguments: the integers in the graph that follow the widths.
+        contractions: where units are read.
+        branches: what can be left out whole, in graph order.
     """
 
     network: Network
@@ -126,6 +165,8 @@ class Combed:
     parameters: Mapping[str, tuple[Layout, ...]]
     values: Mapping[str, tuple[Layout, ...]]
     shape_arguments: tuple[ShapeArgument, ...]
+    contractions: tuple[Contraction, ...] = ()
+    branches: tuple[Branch, ...] = ()
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Network:
@@ -205,11 +246,7 @@ def _example(model: nn.Module, batch: int, input_shape: tuple[int, ...], seed: i
 def _network(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
     assert isinstance(module, fx.GraphModule)
     graph = copy.deepcopy(module.graph)
-    for node in list(graph.nodes):
-        if node.op == "call_module" and not node.users:
-            graph.erase_node(node)
-    for node in graph.nodes:
-        _spell_out(node)
+    canonical(module, graph)
     network = Network(module, graph)
     for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
         for name, tensor in named:
@@ -218,34 +255,12 @@ def _network(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
     return network.eval()
 
 
-def _spell_out(node: fx.Node) -> None:
-    """Gives a call one canonical form: what a cut may change stands in its arguments.
-
-    Defaults that are rewritten later become arguments, splits carry their sizes, and a squeeze names the dims that it
-    drops, so that it does not drop one more where a single channel is left.
-    """
-    name = op_name(node)
-    wanted = _TRAINING_ARGUMENT.get(name, {"conv1d": 6, "conv2d": 6, "conv3d": 6, "slice": 4}.get(name, -1))
-    if len(node.args) <= wanted:
-        schema = node.target._schema.arguments  # type: ignore[union-attr]
-        extra = [node.kwargs.get(a.name, a.default_value) for a in schema[len(node.args) : wanted + 1]]
-        node.args = (*node.args, *extra)
-        node.kwargs = {k: v for k, v in node.kwargs.items() if k not in {a.name for a in schema[: wanted + 1]}}
-    if name in ("chunk", "split"):
-        dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-        assert isinstance(dim, int)
-        sizes = [part.shape[dim] for part in node.meta["val"]]
-        if all(type(size) is int for size in sizes):
-            node.target = torch.ops.aten.split_with_sizes.default
-            node.args, node.kwargs = (node.args[0], sizes, dim), {}
-    if name == "squeeze":
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        given = source.meta["val"].shape
-        named = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", list(range(len(given))))
-        dims = [d for d in (named if isinstance(named, (list, tuple)) else [named]) if type(given[d]) is int]
-        node.target = torch.ops.aten.squeeze.dims
-        node.args, node.kwargs = (source, [d for d in dims if given[d] == 1]), {}
+def _in_double(arguments: Any) -> Any:
+    if isinstance(arguments, (tuple, list)):
+        return type(arguments)(_in_double(a) for a in arguments)
+    if isinstance(arguments, dict):
+        return {name: _in_double(a) for name, a in arguments.items()}
+    return torch.float64 if arguments is torch.float32 else arguments
 
 
 def _keeps_no_statistics(node: fx.Node) -> bool:

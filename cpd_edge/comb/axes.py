@@ -43,7 +43,7 @@ class Axes:
         return layout
 
     def resolve(self, layout: Layout) -> Layout:
-        """The layout over current axes in normal form: no nested sums or products, no lone parts."""
+        """The layout over current axes in normal form: no nested sums or products, no lone parts, no factors of 1."""
         if isinstance(layout, Leaf):
             bound = self._bound.get(layout.axis)
             if bound is None:
@@ -56,6 +56,8 @@ class Axes:
         for part in layout.parts:
             found = self.resolve(part)
             parts.extend(found.parts if isinstance(found, kind) else (found,))
+        if kind is Prod:
+            parts = [part for part in parts if part.extent != 1]
         return parts[0] if len(parts) == 1 else kind(tuple(parts))
 
     def freeze(self, layout: Layout, reason: str, source: str = "") -> None:

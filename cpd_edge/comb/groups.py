@@ -44,12 +44,16 @@ def settle(relation: Relation) -> Combed:
     arguments = tuple(replace(a, layout=_rename(resolve(a.layout), names)) for a in relation.shape_arguments)
     frozen = {names.get(axis, axis): why for axis, why in relation.axes.frozen.items()}
     inexact = {names.get(axis, axis) for axis in relation.axes.inexact}
+    groups = _groups(relation.network, untied, relation.readers, frozen, inexact)
+    read = (replace(c, layout=_rename(resolve(c.layout), names)) for c in relation.contractions)
+    contractions = tuple(c for c in read if not groups.widths.keys().isdisjoint(axes(c.layout)))
     return Combed(
         network=relation.network,
-        groups=_groups(relation.network, untied, relation.readers, frozen, inexact),
+        groups=groups,
         parameters=parameters,
         values=values,
         shape_arguments=arguments,
+        contractions=contractions,
     )
 
 

@@ -7,6 +7,7 @@ touches and is reported: never a wrong cut, never a crash.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from typing import TypeAlias
 
 from torch import Tensor, fx
 
+from cpd_edge.canonical import argument_at, op_name
 from cpd_edge.comb.axes import UNIT, Axes, Misaligned
 from cpd_edge.layout import Layout, Prod
-from cpd_edge.network import Network, ShapeArgument, op_name, source_line
+from cpd_edge.network import Contraction, Network, ShapeArgument, source_line
 
 Dims: TypeAlias = tuple[Layout, ...]
 Rule: TypeAlias = "Callable[[Relation, fx.Node], Dims | list[Dims]]"
@@ -72,6 +74,9 @@ class Relation:
     """That name by the tensor's identity."""
     readers: set[tuple[str, int]] = field(default_factory=set)
     shape_arguments: list[ShapeArgument] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    node: fx.Node | None = None
+    """The call that is being related."""
 
     def dims(self, node: object) -> Dims:
         """Layouts of a tensor's dims, outermost first.
@@ -79,7 +84,7 @@ class Relation:
         Raises:
             Misaligned: the argument is no tensor.
         """
-        found = self.of[node.name] if isinstance(node, fx.Node) else None
+        found = self.of.get(node.name) if isinstance(node, fx.Node) else None
         if not isinstance(found, tuple):
             raise Misaligned(f"an argument is {type(node).__name__}, not one tensor")
         return found
@@ -90,11 +95,63 @@ class Relation:
         return self.dims(given) if isinstance(given, fx.Node) else None
 
     def unify(self, a: Layout, b: Layout) -> None:
-        """Two dims have the same units. See `Axes.unify`."""
-        self.axes.unify(a, b)
+        """Two dims have the same units; where no refinement can say so, neither may be cut.
 
-    def contract(self, tensor: object, dim: int) -> None:
-        """Says that a call sums over a dim of a parameter, as it is or transposed: it reads those units."""
+        Raises:
+            Misaligned: the extents differ.
+        """
+        if a.extent != b.extent:
+            raise Misaligned(f"extent {a.extent} against {b.extent}")
+        try:
+            self.axes.unify(a, b)
+        except Misaligned as why:
+            self._stuck([a, b], why)
+
+    def split(self, layout: Layout, sizes: Sequence[int]) -> list[Layout]:
+        """Consecutive parts of a dim; where a boundary falls inside of what must stay together, it may not be cut."""
+        if sum(sizes) != layout.extent:
+            raise Misaligned(f"parts {list(sizes)} of an extent of {layout.extent}")
+        try:
+            return self.axes.split(layout, sizes)
+        except Misaligned as why:
+            self._stuck([layout], why)
+            return [self.axes.fixed(size, "part of an axis that may not be cut") for size in sizes]
+
+    def factor(self, layout: Layout, sizes: Sequence[int]) -> list[Layout]:
+        """The dims that a dim is reshaped to, row-major; where they do not follow its factors, it may not be cut."""
+        if math.prod(sizes) != layout.extent:
+            raise Misaligned(f"factors {list(sizes)} of an extent of {layout.extent}")
+        try:
+            return self.axes.factor(layout, sizes)
+        except Misaligned as why:
+            self._stuck([layout], why)
+            return [self.axes.fixed(size, "factor of an axis that may not be cut") for size in sizes]
+
+    def _stuck(self, layouts: Sequence[Layout], why: Misaligned) -> None:
+        assert self.node is not None
+        self.freeze(self.node, layouts, f"{op_name(self.node)}: {why}")
+
+    def contract(
+        self, node: fx.Node, *operands: tuple[int | tuple[int, ...], int], layout: Layout | None = None
+    ) -> None:
+        """Says that a call sums over a dim of its arguments, so that it reads the units there.
+
+        Args:
+            node: the call.
+            operands: position (or path) and dim of each tensor that is summed over; masking the first is enough.
+            layout: what the call reads of that dim, if not all of it: axes that go on in the result left anonymous.
+        """
+        for i, (position, dim) in enumerate(operands):
+            path = position if isinstance(position, tuple) else (position,)
+            tensor = argument_at(node.args, path)
+            dims = self.dims(tensor)
+            dim %= len(dims)
+            if i == 0 and dims[dim].extent > 1:
+                self.contractions.append(Contraction(node.name, path, dim, dims[dim] if layout is None else layout))
+            self._mark_reader(tensor, dim)
+
+    def _mark_reader(self, tensor: object, dim: int) -> None:
+        """A parameter that is contracted, as it is or transposed, reads its units."""
         while isinstance(tensor, fx.Node) and tensor.op == "call_function" and op_name(tensor) in _MOVES:
             dim = _MOVES[op_name(tensor)](tensor, dim)
             tensor = tensor.args[0]
@@ -129,7 +186,7 @@ class Relation:
                     break
                 else:
                     raise Misaligned(f"{[d.extent for d in source]} does not reshape to {list(sizes)}")
-            out.extend(self.axes.factor(Prod(tuple(run)), into))
+            out.extend(self.factor(Prod(tuple(run)), into))
         return tuple(out)
 
     def broadcast(self, tensors: Sequence[Dims]) -> Dims:
@@ -214,10 +271,10 @@ def _call(relation: Relation, node: fx.Node) -> None:
         several = relation.of[source.name]  # type: ignore[union-attr]
         relation.of[node.name] = several[index] if isinstance(several, list) else ()  # type: ignore[index]
         return
+    relation.node = node
     name = op_name(node)
     rule = RULES.get(name) or RULES.get(name.removesuffix("_"))
     if not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
-        relation.of[node.name] = ()
         return
     try:
         if rule is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cpd_edge.canonical import with_argument
+from cpd_edge.gates import gated
 from cpd_edge.layout import Keep, Layout, kept, size
 from cpd_edge.network import Combed, Network
 from cpd_edge.types import Groups
@@ -51,7 +52,7 @@ def cut(combed: Combed, keep: Keep, state: Mapping[str, Tensor] | None = None) -
     by_name = {node.name: node for node in network.graph.nodes}
     for argument in combed.shape_arguments:
         node = by_name[argument.node]
-        node.args = _with(node.args, argument.path, size(argument.layout, widths))
+        node.args = with_argument(node.args, argument.path, size(argument.layout, widths))
     network.refresh()
     return network
 
@@ -73,23 +74,15 @@ def expand(combed: Combed, keep: Keep, network: Network) -> dict[str, Tensor]:
 
 
 def mask(combed: Combed, keep: Keep) -> Network:
-    """The dense network whose readers ignore the units that `keep` leaves out.
+    """The dense network whose readers ignore what `keep` leaves out.
 
-    Pruned equals masked wherever no statistic runs over a group (`Group.exact`). The reading weights
-    are zeroed, not the writers' outputs: an activation may turn zero into something else.
+    Pruned equals masked wherever no statistic runs over a group (`Group.exact`). What is read is zeroed where it is
+    read, not where it is written: an activation may turn zero into something else.
     """
     check(combed.groups, keep)
-    network = combed.network.clone()
-    state = dict(network.named_parameters()) | dict(network.named_buffers())
-    with torch.no_grad():
-        for group in combed.groups.groups:
-            for slot in group.slots:
-                if slot.reads:
-                    stays = torch.zeros(state[slot.tensor].shape[slot.dim], dtype=torch.bool)
-                    stays[torch.as_tensor(kept(slot.layout, keep))] = True
-                    shape = [-1 if d == slot.dim else 1 for d in range(state[slot.tensor].dim())]
-                    state[slot.tensor].mul_(stays.view(shape))
-    return network
+    gates = gated(combed)
+    gates.close(keep)
+    return gates.network
 
 
 def _sliced(tensor: Tensor, dims: tuple[Layout, ...], keep: Keep) -> Tensor:
@@ -114,10 +107,3 @@ def _replace(root: nn.Module, name: str, tensor: Tensor) -> Tensor:
     else:
         setattr(owner, last, tensor)
     return tensor
-
-
-def _with(arguments: Any, path: tuple[int, ...], value: int) -> Any:
-    head, *rest = path
-    new = list(arguments)
-    new[head] = _with(new[head], tuple(rest), value) if rest else value
-    return tuple(new) if isinstance(arguments, tuple) else new

@@ -11,7 +11,7 @@ import torch
 from drawn import INPUT, Drawn, inputs, integer
 
 from cpd_edge.comb import comb, relate
-from cpd_edge.comb.rules import positive
+from cpd_edge.comb.rules.arguments import positive
 from cpd_edge.cut import cut, expand, mask
 from cpd_edge.layout import Keep, Sum
 from cpd_edge.network import Combed
