@@ -19,6 +19,9 @@ aten = torch.ops.aten
 TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "dropout_": 2, "feature_dropout": 2, "instance_norm": 5}
 """Position of the training flag in the calls that behave differently while training."""
 
+FOLDED = "constant_"
+"""How the names of buffers begin that hold what a graph computed from nothing."""
+
 _REWRITTEN = {"conv1d": 6, "conv2d": 6, "conv3d": 6, "slice": 4}
 """Last argument that a cut or a rule may read, by call: defaults up to there are written out."""
 
@@ -60,8 +63,9 @@ def canonical(root: torch.nn.Module, graph: fx.Graph) -> None:
         if op_name(node).startswith("wrap_with_") or _is_wrapper(node):
             _inline(root, graph, node)
     for node in list(graph.nodes):
-        if not node.users and (node.op == "call_module" or op_name(node) == "_assert_tensor_metadata"):
+        if not node.users and (node.op in ("call_module", "get_attr") or op_name(node) == "_assert_tensor_metadata"):
             graph.erase_node(node)
+    _fold(root, graph)
     for node in graph.nodes:
         _without_writing(node)
     for node in graph.nodes:
@@ -72,6 +76,47 @@ def canonical(root: torch.nn.Module, graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if not node.users and (op_name(node) in _FREE_OF_EFFECT or node.target in _ARITHMETIC):
             graph.erase_node(node)
+
+
+_CREATED = frozenset(
+    """
+    arange empty eye full linspace new_empty new_full new_ones new_zeros ones scalar_tensor zeros
+    """.split()  # noqa: SIM905
+)
+
+
+def _fold(root: torch.nn.Module, graph: fx.Graph) -> None:
+    """Tensors that are made and written to piece by piece, whatever the input, become buffers, such as attention masks.
+
+    Nothing is folded where no call writes to such a tensor.
+    """
+    known: dict[fx.Node, Any] = {}
+    written = False
+    for node in graph.nodes:
+        if node.op == "get_attr" and "lifted_tensor" in str(node.target):
+            known[node] = operator.attrgetter(str(node.target))(root)
+        value = node.meta.get("val")
+        fixed = isinstance(value, Tensor) and all(type(size) is int for size in value.shape)
+        before = [] if op_name(node) in _CREATED else node.all_input_nodes
+        if not fixed or not op_name(node) or any(n not in known for n in before):
+            continue
+        if not before and op_name(node) not in _CREATED:
+            continue
+        if op_name(node).startswith("new_"):
+            known[node] = getattr(aten, op_name(node)[4:]).default(*node.args[1:], dtype=value.dtype)
+        else:
+            known[node] = node.target(*fx.node.map_arg(node.args, known.get), **fx.node.map_arg(node.kwargs, known.get))
+        written = written or op_name(node).endswith("_")
+    if not written:
+        return
+    for i, node in enumerate(node for node in known if any(user not in known for user in node.users)):
+        root.register_buffer(f"{FOLDED}{i}", known[node].detach().clone())
+        with graph.inserting_before(node):
+            held = graph.get_attr(f"{FOLDED}{i}")
+        held.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(held, delete_user_cb=lambda user: user not in known)
+    for node in reversed(list(known)):
+        graph.erase_node(node)
 
 
 _VIEWS = frozenset(
@@ -118,6 +163,8 @@ def _write_out(node: fx.Node) -> None:
         if all(type(size) is int for size in sizes):
             node.target = aten.split_with_sizes.default
             node.args, node.kwargs = (node.args[0], sizes, dim), {}
+    if name == "adaptive_avg_pool2d" and all(s == 1 for s in node.args[1]):  # type: ignore[union-attr]
+        node.target, node.args = aten.mean.dim, (node.args[0], [-2, -1], True)
     if name == "squeeze":
         source = node.args[0]
         assert isinstance(source, fx.Node)

@@ -5,7 +5,8 @@ The mask that a cut is proven against and the scores that choose a cut are the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,11 +37,21 @@ class Gates:
         """The gates, vectors `[extent]`, by name."""
         return {name: self.network.get_buffer(name) for name in self.layouts}
 
+    @torch.no_grad()
     def close(self, keep: Keep) -> None:
         """Zeroes what `keep` leaves out, and opens everything else."""
         for name, gate in self.factors().items():
             gate.zero_()
             gate[torch.as_tensor(kept(self.layouts[name], keep), device=gate.device)] = 1
+
+    @contextlib.contextmanager
+    def closed(self, keep: Keep) -> Iterator[None]:
+        """Closes for a while, then opens everything."""
+        self.close(keep)
+        try:
+            yield
+        finally:
+            self.close({})
 
     def unit_sums(self, values: Mapping[str, Tensor], group: str, units: int) -> npt.NDArray[np.float64]:
         """Sum over all gates of `values` at the indices that each unit of a group occupies, `[units]`."""

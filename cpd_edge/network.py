@@ -248,9 +248,12 @@ def _network(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
     graph = copy.deepcopy(module.graph)
     canonical(module, graph)
     network = Network(module, graph)
-    for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
-        for name, tensor in named:
-            _attach(network, name, tensor, kind)
+    used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    for name, tensor in module.named_parameters(remove_duplicate=False):
+        if name in used:  # what no call takes, such as a head that only training needs, stays behind
+            _attach(network, name, tensor, "parameter")
+    for name, tensor in module.named_buffers(remove_duplicate=False):
+        _attach(network, name, tensor, "buffer")
     network.input_shape = tuple(input_shape)
     return network.eval()
 

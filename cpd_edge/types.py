@@ -51,12 +51,14 @@ class Group:
         units: how many there are.
         slots: every place in parameters and buffers that the units occupy.
         exact: removing a unit equals masking it. False where a statistic runs over the axis.
+        depth: it stands for a run of calls that can be left out whole: one unit, no slots, and no unit may stay.
     """
 
     name: str
     units: int
     slots: tuple[Slot, ...]
     exact: bool = True
+    depth: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,7 @@ class Region:
         weight: layout of each dim of its weight, or empty.
         dense_macs: multiply-accumulates at dense width and batch 1.
         fqn: name of the torch parameter that holds its weight, or ''.
+        within: depth groups that take it along when they go.
     """
 
     name: str
@@ -196,6 +199,7 @@ class Region:
     weight: tuple[Layout, ...]
     dense_macs: int
     fqn: str = ""
+    within: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from torch import nn
 
+from cpd_edge.canonical import FOLDED
 from cpd_edge.comb import rules as _rules  # registers the built-in rules
+from cpd_edge.comb.branches import find_branches
 from cpd_edge.comb.relate import Dims, Relation, relate
 from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, leaves
 from cpd_edge.network import Combed, Network, trace
@@ -45,6 +47,9 @@ def settle(relation: Relation) -> Combed:
     frozen = {names.get(axis, axis): why for axis, why in relation.axes.frozen.items()}
     inexact = {names.get(axis, axis) for axis in relation.axes.inexact}
     groups = _groups(relation.network, untied, relation.readers, frozen, inexact)
+    branches = find_branches(relation.network.graph, values, set(groups.widths))
+    depth = tuple(Group(branch.name, 1, (), depth=True) for branch in branches)
+    groups = replace(groups, groups=(*groups.groups, *depth))
     read = (replace(c, layout=_rename(resolve(c.layout), names)) for c in relation.contractions)
     contractions = tuple(c for c in read if not groups.widths.keys().isdisjoint(axes(c.layout)))
     return Combed(
@@ -54,15 +59,19 @@ def settle(relation: Relation) -> Combed:
         values=values,
         shape_arguments=arguments,
         contractions=contractions,
+        branches=branches,
     )
 
 
 def _names(parameters: Mapping[str, Dims], readers: set[tuple[str, int]]) -> dict[str, str]:
-    """Names each axis after the first parameter that makes its units, else after one that holds them."""
+    """Names each axis after the first parameter that makes its units, else after one that holds them.
+
+    Buffers that a graph was given for what it computed come last: they stand in no order.
+    """
     names: dict[str, str] = {}
     taken: dict[str, int] = {}
     for writing in (True, False):
-        for tensor, dims in parameters.items():
+        for tensor, dims in sorted(parameters.items(), key=lambda item: item[0].startswith(FOLDED)):
             for dim, layout in enumerate(dims):
                 if ((tensor, dim) in readers) is writing:
                     continue

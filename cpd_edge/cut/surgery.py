@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from cpd_edge.canonical import with_argument
 from cpd_edge.gates import gated
-from cpd_edge.layout import Keep, Layout, kept, size
-from cpd_edge.network import Combed, Network
-from cpd_edge.types import Groups
+from cpd_edge.layout import Keep, Layout, kept, narrowed, size
+from cpd_edge.network import Branch, Combed, Network
+from cpd_edge.types import Group, Groups
 
 
 def check(groups: Groups, keep: Keep) -> None:
-    """Raises ValueError unless `keep` names groups, keeps at least one unit of each, in ascending order and range."""
+    """Raises ValueError unless `keep` names groups and units, ascending; only of a depth group none may stay."""
     for name, units in keep.items():
         try:
             group = groups[name]
         except KeyError:
             raise ValueError(f"no group is called {name!r}; there are {[g.name for g in groups.groups][:8]}") from None
+        if group.depth and len(units) == 0:
+            continue
         if len(units) == 0:
             raise ValueError(f"group {name}: at least one of its {group.units} units must stay")
         if any(b <= a for a, b in pairwise(units)) or units[0] < 0 or units[-1] >= group.units:
@@ -53,8 +56,69 @@ def cut(combed: Combed, keep: Keep, state: Mapping[str, Tensor] | None = None) -
     for argument in combed.shape_arguments:
         node = by_name[argument.node]
         node.args = with_argument(node.args, argument.path, size(argument.layout, widths))
+    gone = [branch for branch in combed.branches if widths.get(branch.name) == 0]
+    if gone:
+        _leave_out(network, gone)
+        _forget_unused(network, combed.parameters)
     network.refresh()
     return network
+
+
+def _leave_out(network: Network, branches: Iterable[Branch]) -> None:
+    """Lets what goes into each branch take the place of what comes out."""
+    nodes = {node.name: node for node in network.graph.nodes}
+    instead: dict[str, fx.Node] = {}
+    for branch in branches:
+        first = instead[branch.last] = instead.get(branch.first, nodes[branch.first])
+        nodes[branch.last].replace_all_uses_with(first)
+    network.graph.eliminate_dead_code(is_impure_node=_has_effect)
+
+
+def _has_effect(node: fx.Node) -> bool:
+    writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return writes or node.op in ("placeholder", "output")
+
+
+def _forget_unused(network: Network, names: Iterable[str]) -> None:
+    """Deletes parameters and buffers that no call takes any more."""
+    used = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
+    for name in names:
+        path, _, last = name.rpartition(".")
+        if name not in used:
+            delattr(network.get_submodule(path), last)
+
+
+def in_own_coordinates(combed: Combed, keep: Keep, network: Network) -> Combed:
+    """What comb would say of a cut network, under the dense network's names.
+
+    Args:
+        combed: the dense network.
+        keep: what was kept of it.
+        network: `cut(combed, keep)`.
+    """
+    widths = {name: len(units) for name, units in keep.items()}
+    there = {node.name for node in network.graph.nodes}
+
+    def own(dims: tuple[Layout, ...]) -> tuple[Layout, ...]:
+        return tuple(narrowed(d, widths) for d in dims)
+
+    def group(dense: Group) -> Group:
+        slots = tuple(replace(slot, layout=narrowed(slot.layout, widths)) for slot in dense.slots)
+        return replace(dense, units=widths.get(dense.name, dense.units), slots=slots)
+
+    return Combed(
+        network=network,
+        groups=Groups(tuple(group(g) for g in combed.groups.groups), combed.groups.frozen),
+        parameters={name: own(dims) for name, dims in combed.parameters.items()},
+        values={name: own(dims) for name, dims in combed.values.items() if name in there},
+        shape_arguments=tuple(
+            replace(a, layout=narrowed(a.layout, widths)) for a in combed.shape_arguments if a.node in there
+        ),
+        contractions=tuple(
+            replace(c, layout=narrowed(c.layout, widths)) for c in combed.contractions if c.node in there
+        ),
+        branches=tuple(b for b in combed.branches if b.last in there and widths.get(b.name) != 0),
+    )
 
 
 def expand(combed: Combed, keep: Keep, network: Network) -> dict[str, Tensor]:

@@ -100,8 +100,32 @@ class OnnxCutter:
                 if len(index) != array.shape[dim]:
                     array = np.take(array, index, axis=dim)
             out.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        self._rewrite_shapes(out, {name: len(units) for name, units in keep.items()})
+        widths = {name: len(units) for name, units in keep.items()}
+        self._rewrite_shapes(out, widths)
+        self._leave_out(out, widths)
         return out
+
+    def _leave_out(self, model: onnx.ModelProto, widths: Mapping[str, int]) -> None:
+        """Values that come out of branches that go are read from what goes in; the rest is dead and is removed."""
+        instead: dict[str, str] = {}
+        for branch in self.combed.branches:
+            if widths.get(branch.name) == 0:
+                instead[branch.last] = instead.get(branch.first, branch.first)
+        if not instead:
+            return
+        for node in model.graph.node:
+            for i, name in enumerate(node.input):
+                node.input[i] = instead.get(name, name)
+        needed = {output.name for output in model.graph.output}
+        alive = []
+        for node in reversed(model.graph.node):
+            if not needed.isdisjoint(node.output):
+                needed.update(node.input)
+                alive.append(node)
+        weights = [i for i in model.graph.initializer if i.name in needed]
+        del model.graph.node[:], model.graph.initializer[:]
+        model.graph.node.extend(reversed(alive))
+        model.graph.initializer.extend(weights)
 
     @cached_property
     def _skeleton(self) -> onnx.ModelProto:

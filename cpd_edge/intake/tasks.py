@@ -83,11 +83,7 @@ class Task:
         The divergence is a mean over images, or over the pixels that are not ignored.
         """
         hard = self.loss(student_out, targets)
-        size = targets.shape[1:]
-        student = F.log_softmax(self.logits(student_out, size) / temperature, 1)
-        teacher = F.log_softmax(self.logits(teacher_out, size) / temperature, 1)
-        soft = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
-        soft = soft[targets != self._ignored].mean()
+        soft = self.divergence(student_out, teacher_out, targets, temperature)
         return (1 - alpha) * hard + alpha * temperature**2 * soft
 
     def own_loss(self, outputs: object, targets: Tensor, temperature: float) -> Tensor:
@@ -102,6 +98,14 @@ class Task:
             drawn = torch.multinomial(chances.reshape(-1, chances.shape[-1]), 1).view(targets.shape)
             drawn = torch.where(targets == self._ignored, targets, drawn)
         return F.cross_entropy(logits, drawn, ignore_index=self._ignored)
+
+    def divergence(self, outputs: object, reference: object, targets: Tensor, temperature: float) -> Tensor:
+        """`KL(reference || outputs)` of softened predictions, a mean over images or pixels not ignored [nats]."""
+        size = targets.shape[1:]
+        theirs = F.log_softmax(self.logits(outputs, size) / temperature, 1)
+        own = F.log_softmax(self.logits(reference, size) / temperature, 1)
+        apart = F.kl_div(theirs, own, reduction="none", log_target=True).sum(1)
+        return apart[targets != self._ignored].mean()
 
     def update(self, metric: Metric, outputs: object, targets: Tensor) -> None:
         """Adds a batch of the network's outputs to the metric."""

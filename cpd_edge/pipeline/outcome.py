@@ -204,6 +204,8 @@ def macs_at(regions: tuple[Region, ...], widths: Widths) -> int:
     """Multiply-accumulates of one image at some widths: each region's in proportion to its weight."""
     total = 0.0
     for region in regions:
+        if not all(widths.get(branch, 1) for branch in region.within):
+            continue
         dims = region.weight or (region.writes,)
         share = 1.0
         for dim in dims:
@@ -222,11 +224,16 @@ def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> 
             times[name] = attribution.times(runner.kernels(REPEATS)).ms
         median_ms = float(np.median(job.run.load_measurement(name).samples_ns)) / 1e6
         rest[name] = median_ms - sum(times[name].values())
+
+    def stays(region: Region) -> bool:
+        return all(widths.get(branch, 1) for branch in region.within)
+
     rows = [
         {
             "name": r.name, "op": r.op, "fqn": r.fqn,
             "dense_in": r.reads.extent, "dense_out": r.writes.extent,
-            "pruned_in": size(r.reads, widths), "pruned_out": size(r.writes, widths),
+            "pruned_in": size(r.reads, widths) if stays(r) else 0,
+            "pruned_out": size(r.writes, widths) if stays(r) else 0,
             "dense_ms": times["dense"].get(r.name, 0.0), "pruned_ms": times["pruned"].get(r.name, 0.0),
             "predicted_ms": table.region_ms(r.name, {g: widths.get(g, n) for g, n in subject.widths.items()}),
         }

@@ -6,30 +6,29 @@ Every step's plan and every step's network is a file, so an interrupted run goes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cpd_edge import network as networks
 from cpd_edge import store
-from cpd_edge.cut import cut, expand
+from cpd_edge.cut import cut, expand, in_own_coordinates
 from cpd_edge.distil.judge import recalibrate
 from cpd_edge.distil.train import distil
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
-from cpd_edge.layout import Widths, axes, narrowed
-from cpd_edge.network import Network
+from cpd_edge.layout import Widths, axes
+from cpd_edge.network import Combed, Network
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.subject import Subject
 from cpd_edge.profile.table import LatencyTable
 from cpd_edge.score.importance import magnitude, taylor
 from cpd_edge.solve.milp import solve
 from cpd_edge.solve.problem import plan_from, problem_from
-from cpd_edge.types import Groups, Importance, Plan, Region
+from cpd_edge.types import Importance, Plan, Region
 
 Progress = Callable[[str, float, str], None]
 
@@ -89,7 +88,7 @@ def plan_for(
         InfeasibleError: no plan meets the limit.
     """
     at_most = student.plan.widths if student else subject.widths
-    near = {name: max(1, round(n * TRUST)) for name, n in at_most.items()}
+    near = {name: max(1, round(n * TRUST)) for name, n in at_most.items() if subject.widths[name] > 1}
     try:
         found = solve(problem_from(table, importance, limit_ms, at_most=at_most, at_least=near), time_limit_s=20)
     except InfeasibleError:
@@ -127,48 +126,38 @@ def importance_of(subject: Subject, student: Student | None, task: Task, request
     """Scores in original coordinates; units that are already gone count nothing, so that they go first."""
     groups = subject.combed.groups
     if student is None:
-        return scores(subject.network, groups, task, request)
-    here = scores(student.network, in_own_coordinates(groups, student.plan.widths), task, request)
+        return scores(subject.combed, task, request)
+    state = expand(subject.combed, student.plan.kept, student.network)
+    small = cut(subject.combed, student.plan.kept, state)  # the saved network's calls have other names
+    here = scores(in_own_coordinates(subject.combed, student.plan.kept, small), task, request)
     least = min((float(v[v > 0].min()) for v in here.by_group.values() if (v > 0).any()), default=1.0)
     out = {}
     for group in groups.groups:
+        if group.name not in here.by_group:
+            continue
         kept = np.asarray(student.plan.kept.get(group.name, np.arange(group.units)))
         out[group.name] = np.zeros(group.units)
         out[group.name][kept] = np.maximum(here.by_group[group.name], least * 1e-3)
     return Importance(out, here.metric)
 
 
-def in_own_coordinates(groups: Groups, widths: Widths) -> Groups:
-    """The groups of a network as they sit in its cut."""
-    return Groups(
-        tuple(
-            replace(
-                group,
-                units=widths.get(group.name, group.units),
-                slots=tuple(replace(slot, layout=narrowed(slot.layout, widths)) for slot in group.slots),
-            )
-            for group in groups.groups
-        ),
-        groups.frozen,
-    )
-
-
-def scores(network: Network, groups: Groups, task: Task | None, request: Request) -> Importance:
+def scores(combed: Combed, task: Task | None, request: Request) -> Importance:
     """Importance of each unit, by the request's score and under its seed; magnitudes need no task."""
     if request.score == "magnitude":
-        return magnitude(network.state_dict(), groups)
+        return magnitude(combed.network.state_dict(), combed.groups)
     assert task is not None
     with torch.random.fork_rng(devices=[]):  # the fisher score draws labels
         torch.manual_seed(request.seed)
         loader = task.train_loader(BIG_BATCH, request.seed)
-        return taylor(network, groups, loader, loss_of(task, request), request.calibration_batches)
-
-
-def loss_of(task: Task, request: Request) -> Callable[[object, Tensor], Tensor]:
-    """The loss whose derivatives score units: against labels (`taylor`), or against the network itself (`fisher`)."""
-    if request.score == "taylor":
-        return task.loss
-    return lambda outputs, targets: task.own_loss(outputs, targets, request.temperature)
+        if request.score == "taylor":
+            return taylor(combed, loader, task.loss, request.calibration_batches)
+        return taylor(
+            combed,
+            loader,
+            lambda outputs, targets: task.own_loss(outputs, targets, request.temperature),
+            request.calibration_batches,
+            lambda outputs, reference, targets: task.divergence(outputs, reference, targets, request.temperature),
+        )
 
 
 def cut_student(subject: Subject, student: Student | None, plan: Plan, task: Task, request: Request) -> Student:

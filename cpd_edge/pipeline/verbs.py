@@ -96,7 +96,8 @@ def solve(folder: Path, budget: Budget | None) -> dict[str, Any]:
         )
     table = LatencyTable.load(run / "table.json")
     network = networks.load(run / "dense.pt2")
-    groups = comb_module(network, network.input_shape).groups
+    combed = comb_module(network, network.input_shape)
+    groups = combed.groups
     task = None
     if request.score != "magnitude":
         task = load_task(
@@ -105,7 +106,7 @@ def solve(folder: Path, budget: Budget | None) -> dict[str, Any]:
             image_size=request.image_size,
             data_root=Path(request.data_root) if request.data_root else None,
         )
-    importance = scores(network, groups, task, request)
+    importance = scores(combed, task, request)
     limit_of = budget or request.budget
     dense = interval_from(run.record["dense_latency_ms"])
     pace = dense.estimate / table.predict(groups.widths)

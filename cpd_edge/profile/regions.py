@@ -41,7 +41,9 @@ NOTHING = Prod(())
 """Layout of features that no width changes: extent 1."""
 
 
-def find_regions(model: onnx.ModelProto, layouts: Layouts) -> tuple[Region, ...]:
+def find_regions(
+    model: onnx.ModelProto, layouts: Layouts, runs: Mapping[str, tuple[str, str]] | None = None
+) -> tuple[Region, ...]:
     """The regions of a model in execution order: every operation that is not elementwise heads one.
 
     Elementwise operations join the region of their latest producer; those that read only constants, and those at
@@ -51,17 +53,25 @@ def find_regions(model: onnx.ModelProto, layouts: Layouts) -> tuple[Region, ...]
         model: the dense network, batch norms folded or not.
         layouts: layout of each dim of parameters and activations, by ONNX value name. Activations that are
             missing take the layout of what they are computed from.
+        runs: the value that goes into and the one that comes out of each depth group.
 
     Raises:
         ModelError: the model has no nodes, or its shapes cannot be inferred.
     """
-    return _Walk(model, layouts).regions()
+    return _Walk(model, layouts, runs or {}).regions()
 
 
 def signature(regions: Sequence[Region], groups: Mapping[str, int]) -> str:
     """Twelve hex digits that change with the regions, their layouts or the groups' units."""
     described = [
-        [r.name, r.op, list(r.nodes), r.dense_macs, [to_json(x) for x in (r.reads, r.writes, *r.weight)]]
+        [
+            r.name,
+            r.op,
+            list(r.nodes),
+            r.dense_macs,
+            [to_json(x) for x in (r.reads, r.writes, *r.weight)],
+            list(r.within),
+        ]
         for r in regions
     ]
     return hashlib.sha256(json.dumps([described, dict(groups)], sort_keys=True).encode()).hexdigest()[:12]
@@ -75,7 +85,7 @@ def node_name(node: onnx.NodeProto) -> str:
 class _Walk:
     """One pass over a model's nodes in topological order."""
 
-    def __init__(self, model: onnx.ModelProto, layouts: Layouts) -> None:
+    def __init__(self, model: onnx.ModelProto, layouts: Layouts, runs: Mapping[str, tuple[str, str]]) -> None:
         self.nodes = list(model.graph.node)
         if not self.nodes:
             raise ModelError("the ONNX model has no nodes")
@@ -85,6 +95,7 @@ class _Walk:
         self.shapes = infer_shapes(model)
         self.channels = {axis for name in self.constants & layouts.keys() for axis in axes(*layouts[name])}
         self.feature: dict[str, Layout] = {}
+        self.runs = {run: self._between(first, last) for run, (first, last) in runs.items()}
 
     def regions(self) -> tuple[Region, ...]:
         home = self._homes()
@@ -96,10 +107,30 @@ class _Walk:
             described = self._describe(node)
             if i in members:
                 inside = tuple(node_name(self.nodes[j]) for j in (i, *(j for j in members[i] if j != i)))
-                found[i] = Region(node_name(node), node.op_type, inside, *described)
+                within = tuple(run for run, members in self.runs.items() if i in members)
+                found[i] = Region(node_name(node), node.op_type, inside, *described, within)
             for out in node.output:
                 self.feature[out] = self._known(out) or described[1]
         return tuple(found.values())
+
+    def _between(self, first: str, last: str) -> frozenset[int]:
+        """Indices of the nodes on the way from one value to another.
+
+        Raises:
+            ModelError: the way does not come through `first`.
+        """
+        inside: set[int] = set()
+        todo, entered = [last], False
+        while todo:
+            value = todo.pop()
+            entered = entered or value == first
+            made = self.producer.get(value)
+            if value != first and made is not None and made not in inside:
+                inside.add(made)
+                todo.extend(self.nodes[made].input)
+        if not entered:
+            raise ModelError(f"the value {first} does not lead to {last} in the ONNX file")
+        return frozenset(inside)
 
     def _homes(self) -> list[int]:
         """Index of the head of each node's region."""

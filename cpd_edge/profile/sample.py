@@ -32,6 +32,8 @@ SECONDS_PER_SAMPLE = 0.1
 """Time to spend running one sampled network, half of it with the profiler; at least `FEWEST` repeats each."""
 FEWEST, MOST = 5, 60
 FIRST_CHECK, CHECK_EVERY = 24, 8
+LEFT_OUT = 0.15
+"""Share of branches that a held-out plan lacks."""
 TARGET_MEDIAN, TARGET_P90 = 0.02, 0.05
 """Sampling ends early once held-out errors are inside both."""
 
@@ -66,7 +68,8 @@ def draws(groups: Mapping[str, int], samples: int, holdout: int, seed: int) -> t
     """What to measure, in order: the dense and the smallest network, then fit samples with held-out ones between.
 
     Fit samples are a Latin hypercube, so every group visits every part of its range; most widths are
-    rounded to a multiple of 16, 8 or 4. Held-out ones are plans: one share for the network, spread over groups.
+    rounded to a multiple of 16, 8 or 4. Held-out ones are plans: one share for the network, spread over groups, some
+    branches (groups of one unit) left out; what is fitted has all of them.
     """
     rng = np.random.default_rng(seed)
     strata = max(samples - 2, 1)
@@ -76,7 +79,8 @@ def draws(groups: Mapping[str, int], samples: int, holdout: int, seed: int) -> t
     for _ in range(holdout):
         level = rng.uniform(0.25, 0.95)
         spread = {g: float(np.clip(level + rng.normal(0, 0.15), 0.05, 1)) for g in groups}
-        plans.append(Draw({g: _rounded(n, spread[g], rng) for g, n in groups.items()}, True))
+        widths = {g: _rounded(n, spread[g], rng) for g, n in groups.items()}
+        plans.append(Draw(widths | {g: int(rng.uniform() > LEFT_OUT) for g, n in groups.items() if n == 1}, True))
     mixed: list[Draw] = []
     early = max(FIRST_CHECK - 2, 1)
     for i, draw in enumerate(fit):

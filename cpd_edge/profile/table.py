@@ -23,7 +23,7 @@ from cpd_edge.types import Region
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1
+FORMAT = 2
 AGAIN = "measure it: cpd-edge profile MODEL"
 
 
@@ -106,8 +106,10 @@ class LatencyTable:
 
     @cached_property
     def ranges(self) -> dict[str, tuple[int, int]]:
-        """Smallest sampled width and dense width by group."""
-        return {g: (min(s.widths[g] for s in self.samples), units) for g, units in self.groups.items()}
+        """Smallest sampled width and dense width by group; a group of one unit is a branch, which can go."""
+        return {
+            g: (min(s.widths[g] for s in self.samples) if units > 1 else 0, units) for g, units in self.groups.items()
+        }
 
     def predict(self, widths: Widths) -> float:
         """Latency at widths; absent groups are dense [ms].
@@ -148,7 +150,11 @@ class LatencyTable:
         region = self._by_name.get(name)
         if region is None:
             raise TableError(f"region {name!r} is not in this table of {len(self.regions)} regions", hint=AGAIN)
-        return self.scale * self.models[name].ms(region, widths)
+        ms = self.scale * self.models[name].ms(region, widths)
+        for branch in region.within:
+            if branch in widths:
+                ms = ms * (np.asarray(widths[branch]) > 0)
+        return ms
 
     def report(self) -> dict[str, Any]:
         """What a run's record says of the table: counts, held-out errors, and the scatter behind them."""
@@ -242,7 +248,7 @@ class LatencyTable:
         return {r.name: r for r in self.regions}
 
     def _axes(self, region: Region) -> frozenset[str]:
-        return frozenset(axes(region.reads, region.writes, *region.weight))
+        return frozenset((*axes(region.reads, region.writes, *region.weight), *region.within))
 
     def _check(self, widths: Mapping[str, Ints]) -> None:
         for group, values in widths.items():
@@ -304,6 +310,7 @@ def _region_json(region: Region) -> dict[str, Any]:
     return {
         "name": region.name, "op": region.op, "nodes": list(region.nodes), **layouts,
         "weight": [to_json(x) for x in region.weight], "dense_macs": region.dense_macs, "fqn": region.fqn,
+        "within": list(region.within),
     }  # fmt: skip
 
 
@@ -311,7 +318,7 @@ def _region_from(data: Mapping[str, Any]) -> Region:
     return Region(
         name=data["name"], op=data["op"], nodes=tuple(data["nodes"]), reads=from_json(data["reads"]),
         writes=from_json(data["writes"]), weight=tuple(from_json(x) for x in data["weight"]),
-        dense_macs=data["dense_macs"], fqn=data["fqn"],
+        dense_macs=data["dense_macs"], fqn=data["fqn"], within=tuple(data["within"]),
     )  # fmt: skip
 
 

@@ -17,11 +17,14 @@ from cpd_edge.solve.problem import Problem, RegionCost, Solution, solution
 
 
 def uniform(problem: Problem) -> Solution:
-    """The largest one share of its dense width that every group can keep."""
+    """The largest one share of its dense width that every group can keep; branches stay."""
     started = time.perf_counter()
     shares = np.unique(np.concatenate([c / c[-1] for c in problem.candidates.values()]))[::-1]
     for share in shares:
-        choice = {g: max(int(np.searchsorted(c, share * c[-1] + 1e-9)) - 1, 0) for g, c in problem.candidates.items()}
+        choice = {
+            g: max(int(np.searchsorted(c, share * c[-1] + 1e-9)) - 1, 0) if c[0] else len(c) - 1
+            for g, c in problem.candidates.items()
+        }
         if problem.latency_ms(choice) <= problem.limit_ms:
             return _done(problem, choice, started, "uniform")
     return _done(problem, None, started, "uniform")
@@ -77,14 +80,14 @@ def knapsack(problem: Problem) -> Solution:
 
 
 def random(problem: Problem, *, draws: int = 200, seed: int = 0) -> Solution:
-    """The best of some drawn plans that fit."""
+    """The best of some drawn plans that fit; branches stay."""
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
     best: dict[str, int] | None = None
     for _ in range(draws):
         share = rng.uniform(0, 1)
-        drawn = {g: rng.integers(int(share * len(c)), len(c)) for g, c in problem.candidates.items()}
-        choice = {g: int(i) for g, i in drawn.items()}
+        least = {g: int(share * len(c)) if c[0] else len(c) - 1 for g, c in problem.candidates.items()}
+        choice = {g: int(rng.integers(least[g], len(c))) for g, c in problem.candidates.items()}
         if problem.latency_ms(choice) <= problem.limit_ms and (
             best is None or problem.removed(choice) < problem.removed(best)
         ):

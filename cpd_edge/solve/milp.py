@@ -2,8 +2,8 @@
 
 For a grid `T[a, b]` a variable `y[a, b] >= 0` stands for the product of two one-hots. With
 `Σ_b y[a, b] = x[a]` and `Σ_a y[a, b] = z[b]` it equals the product wherever `x` and `z` are one-hot, so the
-linearisation is exact; grids over three groups work alike. A sum is one more one-hot, tied to the widths
-by the edges of its bins.
+linearisation is exact; grids over three groups work alike. Within a branch that may go, `Σ_b y[a, b] <= x[a]`, and
+all cells together are one if the branch stays. A sum is one more one-hot, tied to the widths by the edges of its bins.
 """
 
 from __future__ import annotations
@@ -96,9 +96,10 @@ def _undominated(problem: Problem) -> tuple[Problem, dict[str, Ints]]:
     """
     left = {g: np.arange(len(c)) for g, c in problem.candidates.items()}
     summed = {g for s in problem.sums.values() for g, _ in s.parts}
+    branches = {d for c in problem.costs for d in c.within}
     costs = list(problem.costs)
     for group in problem.groups:
-        if group in summed or len(left[group]) < 2:
+        if group in summed or group in branches or len(left[group]) < 2:
             continue
         rows = [problem.loss[group][:, None]]
         rows += [
@@ -146,28 +147,37 @@ def _faster(problem: Problem, choice: dict[str, int]) -> dict[str, int]:
     return choice
 
 
-def _merged(costs: Sequence[RegionCost], sizes: Mapping[str, int]) -> dict[tuple[str, ...], Floats]:
+_Key = tuple[tuple[str, ...], tuple[str, ...]]
+"""Groups of a grid, and the branches that it stands within."""
+
+
+def _merged(costs: Sequence[RegionCost], sizes: Mapping[str, int]) -> dict[_Key, Floats]:
     """Grids summed over regions that touch the same groups; grids inside a larger one's groups join it.
 
-    What is left is split into parts per group and the rest, and a rest of zero is dropped.
+    What is left is split into parts per group and the rest, and a rest of zero is dropped; not within branches.
     """
     order = {name: i for i, name in enumerate(sizes)}
-    grids: dict[tuple[str, ...], Floats] = {}
+    grids: dict[_Key, Floats] = {}
     for cost in sorted(costs, key=lambda c: -len(c.groups)):
         key = tuple(sorted(cost.groups, key=order.__getitem__))
         ms = np.transpose(cost.ms, [cost.groups.index(g) for g in key])
-        home = next((k for k in grids if len(key) > 1 and set(key) <= set(k)), key)
+        joins = len(key) > 1 or cost.within
+        home = next((k for k, w in grids if joins and w == cost.within and set(key) <= set(k)), key)
         shape = tuple(sizes[g] if g in key else 1 for g in home)
-        grids[home] = grids.get(home, np.zeros([sizes[g] for g in home])) + ms.reshape(shape)
-    out: dict[tuple[str, ...], Floats] = {(name,): np.zeros(n) for name, n in sizes.items()}
-    for key, grid in grids.items():
+        at = home, cost.within
+        grids[at] = grids.get(at, np.zeros([sizes[g] for g in home])) + ms.reshape(shape)
+    out: dict[_Key, Floats] = {((name,), ()): np.zeros(n) for name, n in sizes.items()}
+    for (key, within), grid in grids.items():
+        if within:
+            out[key, within] = grid
+            continue
         rest = grid.copy()
         for dim, name in enumerate(key):
             share = rest.min(axis=tuple(d for d in range(rest.ndim) if d != dim))
-            out[(name,)] = out[(name,)] + share
+            out[(name,), ()] = out[(name,), ()] + share
             rest -= share.reshape([-1 if d == dim else 1 for d in range(rest.ndim)])
         if len(key) > 1 and rest.max() > 1e-12 * max(float(np.abs(grid).max()), 1e-300):
-            out[key] = rest
+            out[key, ()] = rest
     return out
 
 
@@ -203,7 +213,7 @@ class _Model:
         starts = np.concatenate([[0], np.cumsum([grid.size for grid in grids.values()])]).astype(int)
         offsets = {key: int(start) for key, start in zip(grids, starts, strict=False)}
         columns = int(starts[-1])
-        first = {name: offsets[(name,)] for name in sizes}
+        first = {name: offsets[(name,), ()] for name in sizes}
         onehot = sum(sizes.values())
         loss = np.zeros(columns)
         for group, values in problem.loss.items():
@@ -213,9 +223,9 @@ class _Model:
             rows.add(np.zeros(n, int), first[name] + np.arange(n), np.ones(n), [1.0], [1.0])
         for name in problem.sums:
             _tie(rows, problem, first, name)
-        for key, grid in grids.items():
-            if len(key) > 1:
-                _marginals(rows, key, grid, offsets[key], first)
+        for (key, within), grid in grids.items():
+            if len(key) > 1 or within:
+                _marginals(rows, key, within, grid, offsets[key, within], first)
         matrix, low, high = rows.built()
         return cls(
             offsets=first, sizes={g: sizes[g] for g in problem.candidates}, loss=loss,
@@ -282,14 +292,24 @@ class _Rows:
         return matrix, np.asarray(self.low), np.asarray(self.high)
 
 
-def _marginals(rows: _Rows, key: tuple[str, ...], grid: Floats, offset: int, first: Mapping[str, int]) -> None:
-    """For each dim of a grid: its cells, summed over the other dims, equal that dim's one-hot."""
+def _marginals(
+    rows: _Rows, key: tuple[str, ...], within: tuple[str, ...], grid: Floats, offset: int, first: Mapping[str, int]
+) -> None:
+    """For each dim of a grid: its cells, summed over the other dims, equal that dim's one-hot.
+
+    Within branches they are at most that, and all cells are one where every branch stays.
+    """
     place = np.indices(grid.shape).reshape(grid.ndim, -1)
     for dim, name in enumerate(key):
         n = grid.shape[dim]
         row = np.concatenate([place[dim], np.arange(n)])
         column = np.concatenate([offset + np.arange(grid.size), first[name] + np.arange(n)])
-        rows.add(row, column, np.concatenate([np.ones(grid.size), -np.ones(n)]), [0.0] * n, [0.0] * n)
+        low = [-np.inf if within else 0.0] * n
+        rows.add(row, column, np.concatenate([np.ones(grid.size), -np.ones(n)]), low, [0.0] * n)
+    if within:
+        column = np.concatenate([offset + np.arange(grid.size), [first[d] + 1 for d in within]])
+        value = np.concatenate([np.ones(grid.size), -np.ones(len(within))])
+        rows.add(np.zeros(len(column), int), column, value, [1.0 - len(within)], [np.inf])
 
 
 def _tie(rows: _Rows, problem: Problem, first: Mapping[str, int], name: str) -> None:

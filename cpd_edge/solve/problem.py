@@ -8,7 +8,7 @@ groups.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Protocol, TypeAlias
@@ -37,11 +37,13 @@ class RegionCost:
         name: the region.
         groups: names of groups or sums, one a dim of `ms`.
         ms: latency `[candidates of each group]` [ms].
+        within: depth groups (candidates 0 and 1) without which it costs nothing.
     """
 
     name: str
     groups: tuple[str, ...]
     ms: Floats
+    within: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ class Problem:
         if self.sums:
             widths = self.widths(choice)
             index |= {name: concat.bin(widths) for name, concat in self.sums.items()}
-        return {c.name: float(c.ms[tuple(index[g] for g in c.groups)]) for c in self.costs}
+        return {
+            c.name: float(c.ms[tuple(index[g] for g in c.groups)]) if all(index[d] for d in c.within) else 0.0
+            for c in self.costs
+        }
 
     def latency_ms(self, choice: Mapping[str, int]) -> float:
         """Predicted latency at candidate indices [ms]."""
@@ -243,11 +248,16 @@ def problem_from(
         high = min(high, (at_most or {}).get(group, high))
         low = max(low, (at_least or {}).get(group, low))
         candidates[group] = candidate_widths(min(low, high), high, max_candidates)
-        loss[group] = losses(np.asarray(values, np.float64), candidates[group])
+        whole = np.asarray(values, np.float64)
+        loss[group] = losses(whole, candidates[group]) if len(values) > 1 else whole * (1 - candidates[group])
     costs, sums, fixed_ms = [], {}, table.fixed_ms
     for region in table.regions:
+        if any(candidates[d][-1] == 0 for d in region.within if d in candidates):
+            continue
         cost, used = _cost(table, region, candidates)
-        if cost.groups:
+        within = tuple(d for d in region.within if len(candidates.get(d, ())) == 2)
+        cost = replace(cost, within=within)
+        if cost.groups or within:
             costs.append(cost)
             sums.update(used)
         else:

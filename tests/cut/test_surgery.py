@@ -94,7 +94,7 @@ class Tied(nn.Module):
 def test_a_tied_parameter_stays_tied() -> None:
     """Two names of one tensor are one parameter: counted once, cut once, trained once."""
     combed = comb(Tied().double(), (3, 4, 4))
-    assert [g.name for g in combed.groups.groups] == ["stem"]
+    assert [g.name for g in combed.groups.groups if not g.depth] == ["stem"]
     small = cut(combed, {"stem": np.array([0, 3])})
     assert small.get_parameter("one.weight") is small.get_parameter("two.weight")
     x = small.example(3)
