@@ -56,6 +56,10 @@ lint: $(VENV)/.all ## style, types and the import rules
 test: lint ## lint, then every test
 	@$(TIMED) $(BIN)/pytest --numprocesses $(JOBS) --quiet --durations 10
 
+.PHONY: kernels
+kernels: $(VENV)/.all ## compile every CUDA kernel for every architecture: registers, spills, bytes
+	@$(TIMED) $(BIN)/python -m cpd_edge.kernels $(if $(RECORD),--record)
+
 .PHONY: bench
 bench: $(VENV)/.all ## time the code itself (solver, statistics, report)
 	$(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only

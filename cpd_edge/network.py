@@ -248,9 +248,9 @@ def _network(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
     graph = copy.deepcopy(module.graph)
     canonical(module, graph)
     network = Network(module, graph)
-    used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    used = {id(network.fetch(str(node.target))) for node in graph.nodes if node.op == "get_attr"}
     for name, tensor in module.named_parameters(remove_duplicate=False):
-        if name in used:  # what no call takes, such as a head that only training needs, stays behind
+        if id(tensor) in used:  # what no call takes, such as a head that only training needs, stays behind
             _attach(network, name, tensor, "parameter")
     for name, tensor in module.named_buffers(remove_duplicate=False):
         _attach(network, name, tensor, "buffer")

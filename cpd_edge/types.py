@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cpd_edge.errors import BudgetError
+from cpd_edge.errors import BudgetError, UsageError
 from cpd_edge.layout import Keep, Layout, Widths
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
@@ -52,6 +52,7 @@ class Group:
         slots: every place in parameters and buffers that the units occupy.
         exact: removing a unit equals masking it. False where a statistic runs over the axis.
         depth: it stands for a run of calls that can be left out whole: one unit, no slots, and no unit may stay.
+        role: `heads` for the heads of an attention, else ''.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Group:
     slots: tuple[Slot, ...]
     exact: bool = True
     depth: bool = False
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,36 @@ class Groups:
     def widths(self) -> dict[str, int]:
         """The dense network's width by group."""
         return {g.name: g.units for g in self.groups}
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a plan must respect beside the budget.
+
+    Attributes:
+        protect: shell patterns; groups whose name, or a tensor of which, matches stay whole.
+        min_width: fewest units that a group keeps, where it has as many.
+        multiple_of: widths are multiples of this, or dense; 1 leaves it to the measured table.
+        heads: `free`, or `equal` in all layers that have as many.
+        depth: whether branches may go whole.
+
+    Raises:
+        UsageError: a value that is none.
+    """
+
+    protect: tuple[str, ...] = ()
+    min_width: int = 1
+    multiple_of: int = 1
+    heads: str = "free"
+    depth: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("min_width", "multiple_of"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise UsageError(f"{flag} of {getattr(self, name)}: at least 1", hint=f"for example --{flag} 8")
+        if self.heads not in ("free", "equal"):
+            raise UsageError(f"heads {self.heads!r}", hint="give --heads free or --heads equal")
 
 
 @dataclass(frozen=True)
@@ -246,6 +278,6 @@ class Importance:
 
 
 __all__ = [
-    "EXIT_CODES", "Budget", "Comparison", "Frozen", "Group", "Groups", "Importance", "Interval", "Keep", "Layout",
-    "Measurement", "Plan", "Region", "Slot", "Verdict", "Widths",
+    "EXIT_CODES", "Budget", "Comparison", "Constraints", "Frozen", "Group", "Groups", "Importance", "Interval", "Keep",
+    "Layout", "Measurement", "Plan", "Region", "Slot", "Verdict", "Widths",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cpd_edge.cli.console import Interrupted, show, told
+from cpd_edge.cli.engine_commands import register
 from cpd_edge.cli.text import bench_text, comb_text, doctor_text, profile_text, solve_text, summary
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.types import EXIT_CODES, Budget
@@ -73,6 +74,11 @@ def prune(
     rounds: Annotated[int, typer.Option(help="build-and-measure rounds, at most")] = 4,
     parity: Annotated[float, typer.Option(help="largest difference of engine and torch, relative")] = 1e-4,
     seed: Seed = 0,
+    protect: Annotated[list[str] | None, typer.Option(help="groups or tensors to leave whole: a shell pattern")] = None,
+    min_width: Annotated[int, typer.Option(help="fewest units that a group keeps")] = 1,
+    multiple_of: Annotated[int, typer.Option(help="widths are multiples of this, or dense")] = 1,
+    heads: Annotated[str, typer.Option(help="heads of an attention: free, or equal in all layers")] = "free",
+    depth: Annotated[bool, typer.Option("--depth/--no-depth", help="whether branches may go whole")] = True,
     profiles: Annotated[str | None, typer.Option(help="folder of measured tables")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
@@ -113,6 +119,11 @@ def prune(
             rounds=rounds,
             parity=parity,
             seed=seed,
+            protect=tuple(protect or ()),
+            min_width=min_width,
+            multiple_of=multiple_of,
+            heads=heads,
+            depth=depth,
             profiles=profiles or str(tables_root()),
         )
         folder = out or new_folder(model)
@@ -140,13 +151,14 @@ def comb(
     input_shape: InputShape = "3,224,224",
     weights: Weights = None,
     num_classes: NumClasses = None,
+    draw: Annotated[Path | None, typer.Option("--draw", help="SVG file for a drawing of the groups")] = None,
     as_json: Json = False,
 ) -> None:
     """Show what can be removed together, and what is frozen and why."""
     with told(as_json):
         from cpd_edge.pipeline.verbs import comb as work
 
-        found = work(model, shape(input_shape), weights, num_classes)
+        found = work(model, shape(input_shape), weights, num_classes, drawing=draw)
     show(found, as_json, comb_text)
 
 
@@ -251,6 +263,9 @@ def doctor(as_json: Json = False) -> None:
 
         found = work(progress=lambda fraction, text: progress("doctor", fraction, text))
     show(found, as_json, doctor_text)
+
+
+register(app)
 
 
 def resumed(command: str, folder: Path) -> str:

@@ -51,9 +51,8 @@ def comb_text(r: dict[str, Any]) -> str:
         f"{f['params']:,} parameters"
         for f in r["frozen"]
     ]
-    return "\n".join(
-        [*lines, f"{len(r['groups'])} groups; {r['prunable_params_fraction']:.1%} of the parameters can be cut"]
-    )
+    lines.append(f"{len(r['groups'])} groups; {r['prunable_params_fraction']:.1%} of the parameters can be cut")
+    return "\n".join([*lines, *([f"drawing {r['drawing']}"] if "drawing" in r else [])])
 
 
 def profile_text(r: dict[str, Any]) -> str:

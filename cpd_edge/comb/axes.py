@@ -31,6 +31,7 @@ class Axes:
         self.frozen: dict[str, tuple[str, str]] = {}
         """Reason and source line of each frozen axis; resolved axes only, once settled."""
         self.inexact: set[str] = set()
+        self.heads: set[str] = set()
 
     def new(self, extent: int) -> Layout:
         """A fresh axis; a dim of extent 1 has none."""
@@ -68,6 +69,10 @@ class Axes:
     def mark_inexact(self, layout: Layout) -> None:
         """Says that a statistic runs over the layout, so that cutting it differs from masking it."""
         self.inexact.update(leaf.axis for leaf in leaves(self.resolve(layout)))
+
+    def mark_heads(self, layout: Layout) -> None:
+        """Says that the layout's units are the heads of an attention."""
+        self.heads.update(leaf.axis for leaf in leaves(self.resolve(layout)))
 
     def unify(self, a: Layout, b: Layout) -> None:
         """Makes two dims carry the same units at the same indices.
@@ -158,6 +163,9 @@ class Axes:
         if leaf.axis in self.inexact:
             self.inexact.discard(leaf.axis)
             self.mark_inexact(layout)
+        if leaf.axis in self.heads:
+            self.heads.discard(leaf.axis)
+            self.mark_heads(layout)
 
     def _unify_sums(self, a: Sum, b: Sum) -> None:
         left, right = list(a.parts), list(b.parts)

@@ -45,8 +45,8 @@ def settle(relation: Relation) -> Combed:
     values = {name: named(dims) for name, dims in relation.of.items() if isinstance(dims, tuple)}
     arguments = tuple(replace(a, layout=_rename(resolve(a.layout), names)) for a in relation.shape_arguments)
     frozen = {names.get(axis, axis): why for axis, why in relation.axes.frozen.items()}
-    inexact = {names.get(axis, axis) for axis in relation.axes.inexact}
-    groups = _groups(relation.network, untied, relation.readers, frozen, inexact)
+    inexact, heads = ({names.get(a, a) for a in marked} for marked in (relation.axes.inexact, relation.axes.heads))
+    groups = _groups(relation.network, untied, relation.readers, frozen, inexact, heads)
     branches = find_branches(relation.network.graph, values, set(groups.widths))
     depth = tuple(Group(branch.name, 1, (), depth=True) for branch in branches)
     groups = replace(groups, groups=(*groups.groups, *depth))
@@ -97,6 +97,7 @@ def _groups(
     readers: set[tuple[str, int]],
     frozen: Mapping[str, tuple[str, str]],
     inexact: set[str],
+    heads: set[str],
 ) -> Groups:
     slots: dict[str, list[Slot]] = {}
     units: dict[str, int] = {}
@@ -110,7 +111,9 @@ def _groups(
                 slots.setdefault(axis, []).append(Slot(tensor, dim, layout, (tensor, dim) in readers))
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     free = [axis for axis in slots if axis not in frozen and units[axis] > 1]
-    groups = tuple(Group(a, units[a], tuple(slots[a]), a not in inexact) for a in free)
+    groups = tuple(
+        Group(a, units[a], tuple(slots[a]), a not in inexact, role="heads" if a in heads else "") for a in free
+    )
     kept = tuple(
         Frozen(a, units[a], reason, source, sum(sizes.get(t, 0) for t in holders[a]))
         for a, (reason, source) in frozen.items()

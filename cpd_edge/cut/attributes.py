@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_OWN = frozenset(vars(nn.Module()))
+OWN = frozenset(vars(nn.Module()))
 """What every module has in its dictionary."""
 
 
@@ -53,7 +53,7 @@ def integers(path: str, module: nn.Module, *, members: bool) -> Iterator[tuple[A
 def tensors(path: str, module: nn.Module) -> Iterator[tuple[Address, Tensor]]:
     """The tensors that are neither parameters nor buffers of a module, but plain attributes."""
     for name, held in vars(module).items():
-        if name not in _OWN:
+        if name not in OWN:
             for steps, value in _leaves(held, (name,), members=True):
                 if isinstance(value, Tensor):
                     yield Address(path, steps), value
@@ -104,7 +104,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     for kind in reversed(type(module).__mro__):
         if not kind.__module__.startswith("torch.") and kind is not object:
             found.update((k, v) for k, v in vars(kind).items() if type(v) is int and not k.startswith("_"))
-    found.update((k, v) for k, v in vars(module).items() if k not in _OWN)
+    found.update((k, v) for k, v in vars(module).items() if k not in OWN)
     return found
 
 

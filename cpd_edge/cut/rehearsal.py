@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from cpd_edge.cut.attributes import Address, put, reads, tensors
+from cpd_edge.cut.attributes import OWN, Address, put, reads, tensors
 from cpd_edge.cut.facts import Facts, facts_of
 from cpd_edge.cut.places import Place, fill, write
 from cpd_edge.cut.repair import Changes, Repair
-from cpd_edge.cut.rescale import Fold, folds
+from cpd_edge.cut.rescale import Fold, compensated, folds
 from cpd_edge.cut.surgery import cut
-from cpd_edge.cut.witness import Deviation, Witness, relative_difference, tensors_in
+from cpd_edge.cut.witness import Deviation, Print, Witness, prints, relative_difference, tensors_in
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Keep
 from cpd_edge.network import Combed, Network, trace
@@ -62,6 +63,7 @@ class Rehearsal:
         self._places, self._shape = places, combed.network.input_shape
         self._tolerance = _TOLERANCE.get(dtype, _NATIVE)
         self._facts = facts_of(model, combed, {name: len(units) for name, units in keep.items()})
+        self._wanted: dict[tuple[Fold, ...], Mapping[str, Print]] = {}
         self._original, self.copy = model, _copied(model, dtype)
         try:
             self._dense = combed.network.clone().to(device=next(iter(state.values())).device, dtype=dtype)
@@ -71,10 +73,10 @@ class Rehearsal:
             self._small = cut(replace(combed, network=self._dense), keep)
             self._inputs = self._dense.example(2, seed=1)
             self._read: set[tuple[int, str]] = set()
-            with reads(self.copy) as self._read:
+            with _remembered(self.copy), reads(self.copy) as self._read:
                 self._witness = Witness(self.copy, self._dense, self._small, self._inputs, self._tolerance)
-            with torch.no_grad():
-                gap = relative_difference(self.copy(self._inputs), self._dense(self._inputs))
+                with torch.no_grad():
+                    gap = relative_difference(self.copy(self._inputs), self._dense(self._inputs))
         except Exception as error:  # whatever a forward raises that was not made for this precision
             raise Unfit(f"{type(error).__name__}: {error}") from error
         if not gap <= self._tolerance:
@@ -87,12 +89,13 @@ class Rehearsal:
             ModelError: nothing that was tried makes it compute what the cut graph does.
         """
         write(fill(self.copy, self._places, self._small.fetch))
-        owners: dict[Fold, str] = {}
+        forget(self.copy)
+        known: dict[str, list[Fold]] = {}
 
         def folds_at(path: str) -> list[Fold]:
-            found = list(folds(self._dense, self._small, self._facts[path].calls, self._inputs))
-            owners.update(dict.fromkeys(found, path))
-            return found
+            if path not in known:
+                known[path] = list(folds(self._dense, self._small, self._facts[path].calls, self._inputs))
+            return known[path]
 
         def is_read(address: Address) -> bool:
             return (id(self.copy.get_submodule(address.module)), str(address.steps[0])) in self._read
@@ -102,20 +105,22 @@ class Rehearsal:
         if wrong is not None:
             raise refusal(self._original, wrong, self._facts)
         changes = repair.changes
-        for fold in changes.folds:
-            module = self.copy.get_submodule(owners[fold])
-            for name in _scales(module, fold):
-                address = Address(owners[fold], (name,))
-                if not is_read(address):
-                    changes.attributes[address] = fold.widths[1] ** -0.5
-                    put(module, address, fold.widths[1] ** -0.5)
+        for path, found in known.items():
+            for fold in (f for f in found if f in changes.folds):
+                for address in (Address(path, (name,)) for name in _scales(self.copy.get_submodule(path), fold)):
+                    if not is_read(address):
+                        changes.attributes[address] = fold.widths[1] ** -0.5
+                        put(self.copy.get_submodule(path), address, fold.widths[1] ** -0.5)
         self._verify()
         return changes
 
     def _refill(self, touched: list[Fold], chosen: list[Fold]) -> None:
-        """Writes again what some folds concern, with those that are chosen."""
+        """Writes again what some folds concern, with those that are chosen, and expects the same of the graph."""
         names = {name for fold in touched for name in fold.tensors}
         write(fill(self.copy, [p for p in self._places if p.source in names], folded(self._small, chosen)))
+        if tuple(chosen) not in self._wanted:
+            self._wanted[tuple(chosen)] = prints(compensated(self._small, chosen), self._inputs)
+        self._witness.expect(self._wanted[tuple(chosen)])
 
     def _verify(self) -> None:
         """Another batch size, without hooks, with gradients, traced anew, and in training."""
@@ -141,6 +146,30 @@ class Rehearsal:
                 f"in training mode it raises {failed}; what only training uses is not in the graph, and not cut",
                 (),
             )
+
+
+def forget(model: nn.Module) -> None:
+    """Puts a module into training mode and back: what it computed ahead for evaluation goes, as after an epoch."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    model.train(modes[0][1])
+    for module, mode in modes:
+        module.training = mode
+
+
+@contextlib.contextmanager
+def _remembered(model: nn.Module) -> Iterator[None]:
+    """Attributes that a run sets, such as tables for an input size, are as before at the end."""
+
+    def kept(value: object) -> object:
+        return copy.copy(value) if isinstance(value, (dict, list)) else value
+
+    before = [(module, {k: kept(v) for k, v in vars(module).items() if k not in OWN}) for module in model.modules()]
+    yield
+    for module, then in before:
+        for name in [k for k in vars(module) if k not in OWN and k not in then]:
+            del vars(module)[name]
+        vars(module).update(then)
 
 
 def refusal(model: nn.Module, wrong: Deviation, facts: Mapping[str, Facts]) -> ModelError:

@@ -19,9 +19,9 @@ from cpd_edge.cut.facts import Facts
 from cpd_edge.cut.rescale import Fold
 from cpd_edge.cut.witness import Deviation, Witness
 
-_TRIES = 200
+_TRIES = 64
 """Runs that one module is searched with."""
-_MOVES = 24
+_MOVES = 12
 """Changes that are considered for one module."""
 
 Extents: TypeAlias = "dict[str, Callable[[nn.Module], object]]"
@@ -153,28 +153,39 @@ class Repair:
     def _search(self, wrong: Deviation) -> _Found | None:
         """Best first: the changes that get furthest are extended, until the module that was wrong is passed."""
         moves = list(self._moves(wrong))[:_MOVES]
-        base, order = self.changes, count()
+        base, order, tried = self.changes, count(), set[frozenset[int]]()
+        entry = self._witness.entry(self._model, wrong) if moves else None
         queue: list[tuple[int, int, int, tuple[int, ...]]] = [(-wrong.reached, 0, next(order), ())]
-        tried: set[frozenset[int]] = set()
         while queue and len(tried) < _TRIES:
             *_, chosen = heapq.heappop(queue)
-            for i in range(len(moves)):
-                state = frozenset((*chosen, i))
-                if i in chosen or state in tried or _clash(moves, state):
+            for state in (frozenset((*chosen, i)) for i in range(len(moves)) if i not in chosen):
+                if state in tried or _clash(moves, state):
                     continue
                 tried.add(state)
-                self._show(_with(base, [moves[j] for j in (*chosen, i)]))
-                found = self._witness.deviation(self._model)
-                if found is None or (found.module, found.call) != (wrong.module, wrong.call):
+                self._show(_with(base, [moves[i] for i in state]))
+                found = self._witness.deviation(self._model, entry)
+                if found is None:
+                    found = self._witness.deviation(self._model)
                     if found is None or found.reached > wrong.reached:
-                        self._learn(wrong.module, [moves[j] for j in state])
-                        return _Found(found)
-                    continue
-                heapq.heappush(queue, (-found.reached, len(state), next(order), (*chosen, i)))
-                if len(tried) >= _TRIES:
-                    break
+                        self._learn(wrong.module, [moves[i] for i in state])
+                        return _Found(self._generalised(wrong.module, found))
+                heapq.heappush(queue, (-found.reached, len(state), next(order), tuple(state)))
         self._show(base)
         return None
+
+    def _generalised(self, path: str, found: Deviation | None) -> Deviation | None:
+        """Where a factor put a module right, gives all of its class theirs at once, if that gets further."""
+        here = self.changes
+        alike = [p for p, m in self._modules.items() if type(m) is type(self._modules[path])]
+        more = [fold for p in alike for fold in self._folds(p) if fold not in here.folds]
+        if found is None or not more or not any(fold in here.folds for fold in self._folds(path)):
+            return found
+        self._show(_with(here, list(more)))
+        further = self._witness.deviation(self._model)
+        if further is None or further.reached > found.reached:
+            return further
+        self._show(here)
+        return found
 
     def _moves(self, wrong: Deviation) -> Iterator[Move]:
         """What may be changed for a module, the likeliest first: its own integers, then those it can reach."""

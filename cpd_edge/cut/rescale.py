@@ -6,6 +6,7 @@ computes its scale in its forward has the new one, so its queries are made large
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,14 +30,21 @@ class Fold:
     Attributes:
         tensors: names of a weight and its bias, or of the weight alone.
         rows: indices of their first dim, in the cut network's coordinates.
-        factor: root of new over old width.
         widths: the old and the new width that the scale is taken from.
+        query: name of the node whose value is the queries.
+        reader: name of the call that multiplies them by the keys.
     """
 
     tensors: tuple[str, ...]
     rows: tuple[int, ...]
-    factor: float
     widths: tuple[int, int]
+    query: str
+    reader: str
+
+    @property
+    def factor(self) -> float:
+        """Root of the new width over the old one."""
+        return float((self.widths[1] / self.widths[0]) ** 0.5)
 
     def __str__(self) -> str:
         return f"{self.tensors[0]} times {self.factor:.4g}"
@@ -50,6 +58,23 @@ class Fold:
         return tensor
 
 
+def compensated(network: Network, chosen: Sequence[Fold]) -> Network:
+    """A graph that computes the same from parameters with factors on them: its queries are divided by those again."""
+    network = network.clone()
+    nodes = {node.name: node for node in network.graph.nodes}
+    for fold in chosen:
+        for name in fold.tensors:
+            held = network.fetch(name)
+            with torch.no_grad():
+                held.copy_(fold.applied(name, held))
+        query, reader = nodes[fold.query], nodes[fold.reader]
+        with network.graph.inserting_before(reader):
+            divided = network.graph.call_function(torch.ops.aten.div.Scalar, (query, fold.factor))
+        reader.replace_input_with(query, divided)
+    network.recompile()
+    return network
+
+
 def folds(dense: Network, small: Network, calls: Sequence[str], inputs: Tensor) -> Iterator[Fold]:
     """The factors that give attention its old scale back, for each attention among some calls.
 
@@ -60,8 +85,9 @@ def folds(dense: Network, small: Network, calls: Sequence[str], inputs: Tensor) 
     """
     before, after = ({node.name: node for node in network.graph.nodes} for network in (dense, small))
     for name in calls:
-        query = _query(after[name]) if name in after else None
-        if query is None or query.name not in before:
+        reader = _product(after[name]) if name in after else None
+        query = _queries(reader) if reader is not None else None
+        if reader is None or query is None or query.name not in before:
             continue
         old, new = (nodes[query.name].meta["val"].shape[-1] for nodes in (before, after))
         writer = _writer(query)
@@ -71,21 +97,24 @@ def folds(dense: Network, small: Network, calls: Sequence[str], inputs: Tensor) 
             names = tuple(str(x.target) for x in held if isinstance(x, fx.Node) and x.op == "get_attr")
             rows = _rows(small, inputs, writer, query, dim)
             if names and rows:
-                yield Fold(names, rows, (new / old) ** 0.5, (old, new))
+                yield Fold(names, rows, (old, new), query.name, reader.name)
 
 
-def _query(node: fx.Node) -> fx.Node | None:
-    """What stands for the queries where a call is attention: a fused one, or the softmax of a product."""
+def _product(node: fx.Node) -> fx.Node | None:
+    """What multiplies queries by keys where a call is attention: itself if it is a fused one, or softmax's product."""
     if op_name(node) == "scaled_dot_product_attention":
-        return _first(node)
+        return node
     if op_name(node) not in ("softmax", "_softmax"):
         return None
     found = _first(node)
     while found is not None and op_name(found) not in _PRODUCTS:
         found = _first(found)
-    if found is not None and op_name(found) == "baddbmm":
-        return found.args[1] if isinstance(found.args[1], fx.Node) else None
-    return _first(found) if found is not None else None
+    return found
+
+
+def _queries(product: fx.Node) -> fx.Node | None:
+    given = product.args[1] if op_name(product) == "baddbmm" else product.args[0]
+    return given if isinstance(given, fx.Node) and given.op == "call_function" else None
 
 
 def _writer(node: fx.Node | None) -> fx.Node | None:
@@ -99,6 +128,10 @@ def _first(node: fx.Node) -> fx.Node | None:
     given = node.args[0] if node.args else None
     given = given[0] if isinstance(given, (list, tuple)) and given else given
     return given if isinstance(given, fx.Node) and given.op == "call_function" else None
+
+
+class _Seen(Exception):
+    """The value that was wanted has been computed."""
 
 
 class _Probe(fx.Interpreter):
@@ -117,6 +150,7 @@ class _Probe(fx.Interpreter):
             return self.source * 1
         if n is self._result:
             self.result = value * 1
+            raise _Seen
         return value
 
 
@@ -124,7 +158,8 @@ def _rows(network: Network, inputs: Tensor, source: fx.Node, result: fx.Node, di
     """Indices along a dim of `source` that `result` depends on."""
     probe = _Probe(network, source, result)
     with torch.enable_grad():
-        probe.run(inputs)
+        with contextlib.suppress(_Seen):
+            probe.run(inputs)
         if not probe.result.requires_grad:
             return ()
         (grad,) = torch.autograd.grad(probe.result.square().sum() + probe.result.sum(), probe.source)

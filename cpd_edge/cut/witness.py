@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 
 from cpd_edge.network import Network, source_line
 
-_SAMPLES = 61
-"""Elements of a tensor that its fingerprint holds, evenly spread, beside its means."""
+_SAMPLES = 1021
+"""Elements of a tensor that its fingerprint holds, evenly spread."""
 
 Event: TypeAlias = tuple[str, int, str]
 """A module's path, the how-manieth of its calls, and `in` or `out`."""
@@ -28,7 +28,7 @@ Event: TypeAlias = tuple[str, int, str]
 
 @dataclass(frozen=True)
 class Print:
-    """The fingerprint of a tensor: its shape, its means, and elements spread over it."""
+    """The fingerprint of a tensor: its shape, and elements spread over it."""
 
     shape: tuple[int, ...]
     values: Tensor
@@ -61,6 +61,24 @@ class Deviation:
     shape_fits: bool = False
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A call of a submodule, ready to be made again on its own.
+
+    Attributes:
+        module: its path.
+        args, kwargs: what it is given.
+        counts: the last call of each submodule before it.
+        reached: how many tensors were right before.
+    """
+
+    module: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    counts: Mapping[str, int]
+    reached: int
+
+
 class Witness:
     """What every submodule of a model has to take and give after a cut.
 
@@ -74,10 +92,10 @@ class Witness:
 
     def __init__(self, model: nn.Module, dense: Network, small: Network, inputs: Tensor, tolerance: float) -> None:
         self.inputs, self.tolerance = inputs, tolerance
-        self._small = {node.name: node for node in small.graph.nodes}
-        self._wanted = _prints(small, inputs)
+        self._nodes = {node.name: node for node in small.graph.nodes}
+        self.expect(prints(small, inputs))
         by_shape: dict[tuple[int, ...], list[tuple[str, Print]]] = {}
-        for name, found in _prints(dense, inputs).items():
+        for name, found in prints(dense, inputs).items():
             by_shape.setdefault(found.shape, []).append((name, found))
         self._events: dict[Event, list[tuple[str, ...]]] = {}
         events = self._events
@@ -88,13 +106,42 @@ class Witness:
                 for one in found
             ]
 
-        with torch.no_grad(), _watched(model, learn, []):
+        with torch.no_grad(), _watched(model, learn, [], {}):
             model(inputs)
 
-    def deviation(self, model: nn.Module) -> Deviation | None:
-        """Runs a cut module up to the first tensor that is not the cut graph's; None if there is none."""
-        stack: list[tuple[str, int]] = []
+    def expect(self, wanted: Mapping[str, Print]) -> None:
+        """From now on these are the cut graph's values, by node."""
+        self._wanted = wanted
+
+    def entry(self, model: nn.Module, wrong: Deviation) -> Entry:
+        """What the module that was wrong is given, by a run up to there."""
+        counts: dict[str, int] = {}
         reached = 0
+
+        def count(event: Event, found: list[Print]) -> None:
+            nonlocal reached
+            reached += 1
+
+        def stop(path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            if (path, counts.get(path, -1) + 1) == (wrong.module, wrong.call):
+                raise _Stop(pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs)))
+
+        try:
+            with torch.no_grad(), _watched(model, count, [], counts, stop):
+                model(self.inputs)
+        except _Stop as stopped:
+            return Entry(wrong.module, *stopped.given, dict(counts), reached)
+        raise AssertionError(f"{wrong.module} is not called {wrong.call + 1} times any more")
+
+    def deviation(self, model: nn.Module, entry: Entry | None = None) -> Deviation | None:
+        """Runs a cut module up to the first tensor that is not the cut graph's; None if there is none.
+
+        Args:
+            model: the module.
+            entry: run only this call of a submodule.
+        """
+        stack: list[tuple[str, int]] = []
+        reached = entry.reached if entry else 0
 
         def check(event: Event, found: list[Print]) -> None:
             nonlocal reached
@@ -108,13 +155,19 @@ class Witness:
             reached += 1
 
         try:
-            with torch.no_grad(), _watched(model, check, stack):
-                model(self.inputs)
+            with torch.no_grad(), _watched(model, check, stack, dict(entry.counts) if entry else {}):
+                if entry is None:
+                    model(self.inputs)
+                else:
+                    args, kwargs = pytree.tree_map(
+                        lambda x: x.clone() if isinstance(x, Tensor) else x, (entry.args, entry.kwargs)
+                    )
+                    model.get_submodule(entry.module)(*args, **kwargs)
         except _Wrong as wrong:
             where = f"{'the input' if wrong.event[2] == 'in' else 'the output'} of {wrong.event[0] or 'the model'}"
             fits = wrong.got.shape == wrong.want.shape
             what = "has other values" if fits else f"is {list(wrong.got.shape)}, the graph's {list(wrong.want.shape)}"
-            source = source_line(self._small[wrong.node])
+            source = source_line(self._nodes[wrong.node])
             return Deviation(*wrong.blamed, reached, f"{where} {what}", source, fits)
         except Exception as error:  # whatever the user's forward raises over a width that does not fit
             text = str(error).strip().partition("\n")[0]
@@ -122,6 +175,14 @@ class Witness:
             said = f"{type(error).__name__}: {text}" if text else type(error).__name__
             return Deviation(path, call, reached, said, _line(error))
         return None
+
+
+class _Stop(Exception):
+    """The call that was looked for begins; carries its arguments."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.given = given
 
 
 class _Wrong(Exception):
@@ -158,16 +219,15 @@ def relative_difference(got: Any, want: Any) -> float:
 
 
 def fingerprint(tensor: Tensor) -> Print:
-    """A tensor's shape, mean, absolute mean and up to 61 of its elements."""
+    """A tensor's shape and up to 1021 of its elements."""
     flat = tensor.detach().reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
     if not flat.numel():
         return Print(tuple(tensor.shape), torch.zeros(1, dtype=torch.float64))
-    at = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel())).long().to(flat.device)
-    whole = flat.double()
-    means = torch.stack([whole.mean(), whole.abs().mean()])
-    return Print(tuple(tensor.shape), torch.cat([means, whole[at]]).nan_to_num(0.0, 1e300, -1e300).cpu())
+    at = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64).long()
+    values = flat[at.to(flat.device)].to("cpu", torch.float64)
+    return Print(tuple(tensor.shape), values.nan_to_num(0.0, 1e300, -1e300))
 
 
 class _Recorder(fx.Interpreter):
@@ -185,7 +245,8 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-def _prints(network: Network, inputs: Tensor) -> Mapping[str, Print]:
+def prints(network: Network, inputs: Tensor) -> Mapping[str, Print]:
+    """A fingerprint of every tensor that a graph makes, by node."""
     recorder = _Recorder(network)
     with torch.no_grad():
         recorder.run(inputs)
@@ -193,13 +254,27 @@ def _prints(network: Network, inputs: Tensor) -> Mapping[str, Print]:
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module, see: Any, stack: list[tuple[str, int]]) -> Iterator[None]:
-    """Calls `see` with the fingerprints of what goes in and out of every submodule; `stack` holds the open calls."""
-    counts: dict[str, int] = {}
+def _watched(
+    model: nn.Module,
+    see: Callable[[Event, list[Print]], None],
+    stack: list[tuple[str, int]],
+    counts: dict[str, int],
+    enter: Callable[[str, tuple[Any, ...], Mapping[str, Any]], None] = lambda *_: None,
+) -> Iterator[None]:
+    """Shows the fingerprints of what goes in and out of every submodule.
+
+    Args:
+        model: the module.
+        see: gets each event and its tensors.
+        stack: holds the open calls, outermost first.
+        counts: holds the last call of each submodule.
+        enter: gets the arguments of each call before it counts.
+    """
     handles = []
 
     def watch(path: str, module: nn.Module) -> None:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            enter(path, args, kwargs)
             counts[path] = counts.get(path, -1) + 1
             stack.append((path, counts[path]))
             see((*stack[-1], "in"), [fingerprint(t) for t in tensors_in((args, kwargs))])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cpd_edge.cut.attributes import put
 from cpd_edge.cut.places import Place, fill, places_of, write
-from cpd_edge.cut.rehearsal import Rehearsal, Unfit, folded
+from cpd_edge.cut.rehearsal import Rehearsal, Unfit, folded, forget
 from cpd_edge.cut.repair import Changes, declare
 from cpd_edge.cut.surgery import cut
 from cpd_edge.errors import ModelError
@@ -81,6 +81,7 @@ def _commit(model: nn.Module, places: Sequence[Place], small: Network, changes: 
                 now.update(then)
         raise
     write(same)
+    forget(model)
 
 
 def _held(module: nn.Module) -> tuple[dict[str, object], ...]:

@@ -27,6 +27,7 @@ RUNTIMES: Mapping[str, str] = {
     "onnxruntime": "pip install 'cpd-edge[cpu]'",
     "onnxruntime-gpu": "pip install 'cpd-edge[gpu]'",
     "tensorrt": "pip install 'cpd-edge[gpu]'",
+    "tensorrt-rtx": "pip install 'cpd-edge[rtx]'",
     "openvino": "pip install 'cpd-edge[openvino]'",
 }
 """Runtimes, and how each is installed."""

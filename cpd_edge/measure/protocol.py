@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-from typing import Protocol as Interface
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cpd_edge.errors import UsageError
-from cpd_edge.measure.environment import moment, require_comparable
+from cpd_edge.measure.environment import require_comparable
+from cpd_edge.measure.site import Block, Clock, Pace, Runner, Site, Sleep, site_of
 from cpd_edge.measure.stats import half_width, paired_speedup, quantile_interval, sample_floor, trend
 from cpd_edge.types import Comparison, Interval, Measurement
 
 INSIDE = "interval inside target"
 """The stop reason of a measurement that met its target; any other names the condition that was not met."""
 
-Clock = Callable[[], int]
-Sleep = Callable[[float], None]
 Progress = Callable[[float, str], None]
 Outcome = Literal["faster", "slower", "equivalent", "inconclusive"]
 
 _GROWTH = 1.4
-
-
-class Runner(Interface):
-    """An engine that is ready to run: what a device must offer to be measured."""
-
-    @property
-    def environment(self) -> Mapping[str, Any]:
-        """Where and how it runs."""
-
-    def run(self) -> None:
-        """One inference, finished when this returns."""
-
-    def close(self) -> None:
-        """Gives back what the engine holds."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +78,12 @@ class Protocol:
         pace = self.mode if self.period_ms is None else f"paced every {self.period_ms:g} ms"
         return f"{pace}, blocks of {self.block_s:g} s, warm-up {self.warmup_s:g} s"
 
+    @property
+    def pace(self) -> Pace:
+        """How inferences follow each other, in whole nanoseconds."""
+        period_ns = None if self.period_ms is None else round(self.period_ms * 1e6)
+        return Pace(round(self.block_s * 1e9), period_ns)
+
 
 def measure(
     runner: Runner,
@@ -121,8 +110,9 @@ def measure(
     def unmet(visits: int) -> str:
         return _unmet_blocks(visits, protocol) or _unmet_interval(recorder, quantile, protocol)
 
-    recorder = _Recorder(runner, protocol, clock, sleep)
-    stop, interference = _sample((recorder,), (recorder,), protocol, unmet, clock, progress)
+    site = site_of([runner], clock, sleep)
+    recorder = _Recorder(runner, protocol, site)
+    stop, interference = _sample(site, (recorder,), (recorder,), protocol, unmet, progress)
     return recorder.measurement(name, stop, interference)
 
 
@@ -155,6 +145,7 @@ def compare(
 
     Raises:
         EnvironmentMismatch: the engines may not be compared.
+        UsageError: they run on different devices.
     """
 
     def unmet(visits: int) -> str:
@@ -165,9 +156,10 @@ def compare(
         )
 
     require_comparable(a.environment, b.environment)
-    first, second = _Recorder(a, protocol, clock, sleep), _Recorder(b, protocol, clock, sleep)
+    site = site_of([a, b], clock, sleep)
+    first, second = _Recorder(a, protocol, site), _Recorder(b, protocol, site)
     order = (first, second, second, first)
-    stop, interference = _sample((first, second), order, protocol, unmet, clock, progress)
+    stop, interference = _sample(site, (first, second), order, protocol, unmet, progress)
     speedup = _speedup(first, second, protocol)
     return Comparison(
         first.measurement(names[0], stop, interference),
@@ -188,49 +180,21 @@ def outcome(speedup: Interval, margin: float) -> Outcome:
 
 
 class _Recorder:
-    """Runs one engine and keeps what it took: the only mutable state of a measurement."""
+    """Keeps what one engine took: the only mutable state of a measurement."""
 
-    def __init__(self, runner: Runner, protocol: Protocol, clock: Clock, sleep: Sleep) -> None:
-        self.environment = {**runner.environment, **moment(), "protocol": protocol.words}
+    def __init__(self, runner: Runner, protocol: Protocol, site: Site) -> None:
+        self.runner = runner
+        self.environment = {**runner.environment, **site.moment(), "protocol": protocol.words}
         self.medians_ns: list[float] = []
-        self._runner, self._clock, self._sleep = runner, clock, sleep
-        self._block_ns = round(protocol.block_s * 1e9)
-        self._warmup_ns = round(protocol.warmup_s * 1e9)
-        self._period_ns = None if protocol.period_ms is None else round(protocol.period_ms * 1e6)
         self._samples: list[int] = []
         self._starts: list[int] = []
         self._blocks: list[int] = []
 
-    def warm_up(self) -> None:
-        end = self._clock() + self._warmup_ns
-        while self._clock() < end:
-            self._await_frame()
-            self._runner.run()
-
-    def block(self) -> None:
-        """Runs one block: back to back for the block's length, at least once."""
-        clock, run = self._clock, self._runner.run
-        samples: list[int] = []
-        end = clock() + self._block_ns
-        while True:
-            self._await_frame()
-            start = clock()
-            run()
-            finish = clock()
-            self._starts.append(start)
-            samples.append(finish - start)
-            if finish >= end:
-                break
-        self._blocks += [len(self.medians_ns)] * len(samples)
-        self._samples += samples
-        self.medians_ns.append(float(np.median(samples)))
-
-    def _await_frame(self) -> None:
-        """In paced mode, waits for the next frame of a camera that does not wait: a late engine skips frames."""
-        if self._period_ns is not None:
-            gap_ns = -self._clock() % self._period_ns
-            if gap_ns:
-                self._sleep(gap_ns / 1e9)
+    def keep(self, block: Block) -> None:
+        self._blocks += [len(self.medians_ns)] * len(block.samples_ns)
+        self._samples += block.samples_ns
+        self._starts += block.starts_ns
+        self.medians_ns.append(float(np.median(block.samples_ns)))
 
     @property
     def samples_ms(self) -> npt.NDArray[np.float64]:
@@ -250,41 +214,39 @@ class _Recorder:
 
 
 def _sample(
+    site: Site,
     recorders: Sequence[_Recorder],
     order: Sequence[_Recorder],
     protocol: Protocol,
     unmet: Callable[[int], str],
-    clock: Clock,
     progress: Progress | None,
 ) -> tuple[str, float | None]:
     """Warms up, then visits `order` again and again, until nothing is unmet or time is up.
 
     What is unmet is asked at numbers of visits that grow geometrically, fixed before the first sample: looking
-    after each block would stop on lucky intervals.
+    after each block would stop on lucky intervals. The site makes all visits up to the next look by itself.
 
     Returns:
         Why it stopped, and involuntary context switches per second.
     """
-    for recorder in recorders:
-        recorder.warm_up()
-    begin, switches = clock(), _involuntary_switches()
-    limit_ns = round(protocol.limit_s * 1e9)
-    visits, check = 0, protocol.min_blocks
+    pace, limit_ns = protocol.pace, round(protocol.limit_s * 1e9)
+    site.warm_up([r.runner for r in recorders], pace, round(protocol.warmup_s * 1e9))
+    visits, check, elapsed_ns = 0, protocol.min_blocks, 0
+    switches: int | None = 0
     while True:
-        for recorder in order:
-            recorder.block()
-        visits += 1
-        elapsed_ns = clock() - begin
-        late = elapsed_ns >= limit_ns
-        if visits >= check or late:
-            missing = unmet(visits)
-            if progress is not None:
-                progress(min(1.0, elapsed_ns / limit_ns) if missing else 1.0, missing or INSIDE)
-            if not missing or late:
-                break
-            check = math.ceil(check * _GROWTH)
-    after = _involuntary_switches()
-    rate = None if switches is None or after is None else (after - switches) / max(elapsed_ns / 1e9, 1e-9)
+        done = site.visit([r.runner for r in order], pace, check - visits, limit_ns - elapsed_ns)
+        for i, block in enumerate(done.blocks):
+            order[i % len(order)].keep(block)
+        visits += len(done.blocks) // len(order)
+        elapsed_ns += done.elapsed_ns
+        switches = None if switches is None or done.switches is None else switches + done.switches
+        missing, late = unmet(visits), elapsed_ns >= limit_ns
+        if progress is not None:
+            progress(min(1.0, elapsed_ns / limit_ns) if missing else 1.0, missing or INSIDE)
+        if not missing or late:
+            break
+        check = math.ceil(check * _GROWTH)
+    rate = None if switches is None else switches / max(elapsed_ns / 1e9, 1e-9)
     return (INSIDE if not missing else f"time limit of {protocol.limit_s:g} s: {missing}"), rate
 
 
@@ -316,10 +278,6 @@ def _speedup(first: _Recorder, second: _Recorder, protocol: Protocol) -> Interva
     return paired_speedup(a - b, protocol.level)
 
 
-def _involuntary_switches() -> int | None:
-    """Times the system took the CPU from this process so far; None where the system does not count."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+__all__ = [
+    "INSIDE", "Clock", "Outcome", "Progress", "Protocol", "Runner", "Sleep", "compare", "measure", "outcome",
+]  # fmt: skip

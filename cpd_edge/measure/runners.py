@@ -1,4 +1,4 @@
-"""Runners: engines that are ready to be measured. Here ONNX Runtime on the CPU, with its own profiler."""
+"""Runners: engines that are ready to be measured. Here ONNX Runtime, on the CPU or a GPU, with its own profiler."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpd_edge.errors import EnvironmentMismatch, ModelError, RuntimeMissing
-from cpd_edge.measure.environment import capture
+from cpd_edge.errors import ModelError, RuntimeMissing
+from cpd_edge.measure.driver import find_gpu
+from cpd_edge.measure.environment import capture, device_name
 from cpd_edge.measure.protocol import Runner
+from cpd_edge.measure.providers import (
+    CPU,
+    ON_GPU,
+    provider_chain,
+    provider_name,
+    require_first,
+    require_no_fallback,
+)
 
 RING = 8
 """Inputs that an engine runs in turn, so that no input is always in cache."""
 
-_PROVIDER = "CPUExecutionProvider"
 _DTYPES: Mapping[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _KERNEL = "_kernel_time"
 _WARM_RUNS = 3
@@ -54,7 +62,7 @@ class KernelTimes:
 
 
 class OnnxRunner:
-    """An ONNX model with one input, on ONNX Runtime's CPU provider.
+    """An ONNX model with one input, on one of ONNX Runtime's providers and on no other.
 
     Args:
         model: file, or the model's bytes.
@@ -65,15 +73,17 @@ class OnnxRunner:
             then carry the profiler's cost, and the environment says so.
         sample_input: images `[n, ...]` to fill the ring with, drawn at random; else standard normal values.
         precision: of the model, as the environment shall say it.
+        provider: what shall run it: `cpu`, `cuda`, `tensorrt`, or a provider's full name. A node that falls back to
+            the CPU is an error.
 
     Attributes:
         environment: device, runtime, provider really used, threads, shape, inputs and their range.
         load_ms: `first_load` and `first_inference`, apart.
 
     Raises:
-        RuntimeMissing: ONNX Runtime is not installed.
+        RuntimeMissing: ONNX Runtime is not installed, or its build has no such provider.
         ModelError: no model that the runtime takes, not one input, or one that does not take this batch.
-        EnvironmentMismatch: the session runs on another provider.
+        EnvironmentMismatch: the provider did not start, or nodes fell back to the CPU; names them.
     """
 
     def __init__(
@@ -86,22 +96,27 @@ class OnnxRunner:
         profile: bool = False,
         sample_input: npt.NDArray[Any] | None = None,
         precision: str = "fp32",
+        provider: str = "cpu",
     ) -> None:
         self._ort = onnxruntime()
+        self._provider = provider_name(provider)
         self._model, self._threads, self._batch = model, threads, batch
         self._free: Any = None
         self._folder = tempfile.TemporaryDirectory(prefix="cpd-edge-") if profile else None
+        into = None if self._folder is None else Path(self._folder.name)
         self._overrides: dict[str, int] = {"batch": batch}
-        self._session, first_load_ms = self._open(self._overrides, self._folder)
+        self._session, first_load_ms = self._open(self._overrides, into)
         self._profiled = self._session if profile else None
         (source,) = self._inputs(self._session)
         self._name, wanted = str(source.name), _shape(source.shape, batch, sample_input)
         symbols = {d: n for d, n in zip(source.shape, wanted, strict=True) if isinstance(d, str)}
         if symbols:
             self._overrides |= symbols
-            self._session, first_load_ms = self._open(self._overrides, self._folder)
+            self._session, first_load_ms = self._open(self._overrides, into)
             self._profiled = self._session if profile else None
         self.ring = _ring(wanted, _DTYPES.get(source.type), sample_input, seed)
+        if self._provider != CPU:
+            self._require_placed()
         self._bindings = self._bind(self._session)
         self._turn = 0
         self.environment: Mapping[str, Any] = {
@@ -113,6 +128,7 @@ class OnnxRunner:
             "input_low": float(min(values.min() for values in self.ring)),
             "input_high": float(max(values.max() for values in self.ring)),
             "profiled": profile,
+            **self._gpu(),
         }  # fmt: skip
         self.load_ms: Mapping[str, float] = {"first_load": first_load_ms, "first_inference": self._timed_ms()}
 
@@ -158,7 +174,7 @@ class OnnxRunner:
         folder, session = self._folder, self._profiled
         if folder is None or session is None:
             folder = tempfile.TemporaryDirectory(prefix="cpd-edge-")
-            session = self._open(self._overrides, folder)[0]
+            session = self._open(self._overrides, Path(folder.name))[0]
         self._folder = self._profiled = None
         with folder:
             bindings = self._bind(session)
@@ -180,7 +196,7 @@ class OnnxRunner:
         self._bindings = []
         self._session = self._profiled = self._free = self._folder = None
 
-    def _open(self, overrides: Mapping[str, int], folder: tempfile.TemporaryDirectory[str] | None) -> tuple[Any, float]:
+    def _open(self, overrides: Mapping[str, int], folder: Path | None) -> tuple[Any, float]:
         """A session with symbolic dims fixed, profiled into `folder` if one is given, and its load time [ms]."""
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
@@ -189,11 +205,12 @@ class OnnxRunner:
             options.add_free_dimension_override_by_name(name, extent)
         if folder is not None:
             options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder.name) / "run")
+            options.profile_file_prefix = str(folder / "run")
         model = self._model if isinstance(self._model, bytes) else str(self._model)
+        chain = provider_chain(self._provider, self._ort.get_available_providers())
         start = time.perf_counter_ns()
         try:
-            session = self._ort.InferenceSession(model, options, providers=[_PROVIDER])
+            session = self._ort.InferenceSession(model, options, providers=chain)
         except _refusals() as error:
             what = "the model" if isinstance(self._model, bytes) else str(self._model)
             raise ModelError(
@@ -201,10 +218,20 @@ class OnnxRunner:
                 hint="give an ONNX file that this version supports, such as RUN/pruned.onnx",
             ) from error
         load_ms = (time.perf_counter_ns() - start) / 1e6
-        used = session.get_providers()
-        if used[0] != _PROVIDER:
-            raise EnvironmentMismatch(f"the session runs on {used[0]}, {_PROVIDER} was asked for")
+        require_first(session.get_providers(), self._provider)
         return session, load_ms
+
+    def _gpu(self) -> dict[str, str]:
+        """The device's name with its GPU's, where that is what runs the model."""
+        gpu = find_gpu()[0] if self._provider in ON_GPU else None
+        return {} if gpu is None else {"device": f"{device_name()}, {gpu.name}", "driver": gpu.driver}
+
+    def _require_placed(self) -> None:
+        """Runs the model once with the profiler on, and refuses it where a node ran on the CPU."""
+        with tempfile.TemporaryDirectory(prefix="cpd-edge-") as folder:
+            session = self._open(self._overrides, Path(folder))[0]
+            session.run(None, {self._name: self.ring[0]})
+            require_no_fallback(json.loads(Path(session.end_profiling()).read_text()), self._provider)
 
     def _inputs(self, session: Any) -> tuple[Any]:
         """The one input of a session."""
@@ -216,12 +243,13 @@ class OnnxRunner:
 
     def _bind(self, session: Any) -> list[Any]:
         """One binding of `session` for each input of the ring; outputs stay with the runtime."""
+        device = "cuda" if self._provider in ON_GPU else "cpu"
         bindings = []
         for values in self.ring:
             binding = session.io_binding()
-            binding.bind_ortvalue_input(self._name, self._ort.OrtValue.ortvalue_from_numpy(values))
+            binding.bind_ortvalue_input(self._name, self._ort.OrtValue.ortvalue_from_numpy(values, device, 0))
             for output in session.get_outputs():
-                binding.bind_output(output.name)
+                binding.bind_output(output.name, device)
             bindings.append(binding)
         return bindings
 

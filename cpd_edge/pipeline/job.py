@@ -186,7 +186,7 @@ class Job:
         pace, limit_ms = dense.estimate / table.predict(subject.widths), aim.limit_of(self.request.budget, dense)
         alike = Importance({name: np.ones(n) for name, n in subject.widths.items()})
         try:
-            plan_for(subject, table, alike, limit_ms / pace, None)
+            plan_for(subject, table, alike, limit_ms / pace, None, self.request.constraints)
         except InfeasibleError as error:
             raise on_device(error, subject.regions, subject.widths, pace, limit_ms, 0.0) from error
 
@@ -217,7 +217,7 @@ class Job:
             target_ms = aim.table_limit_ms(limit_ms, pace, delta_ms)
             try:
                 with self.stage("solve"):
-                    plan = plan_for(subject, table, importance, target_ms, student)
+                    plan = plan_for(subject, table, importance, target_ms, student, self.request.constraints)
             except InfeasibleError as error:
                 if not any(t.passed for t in trials):
                     aimed_ms = limit_ms * aim.AIM
@@ -239,7 +239,8 @@ class Job:
         if trials:
             return trials[-1].plan
         delta_ms = aim.learned_delta(row["delta_ms"] for row in log)
-        return plan_for(subject, table, importance, aim.table_limit_ms(limit_ms, pace, delta_ms), student)
+        target_ms = aim.table_limit_ms(limit_ms, pace, delta_ms)
+        return plan_for(subject, table, importance, target_ms, student, self.request.constraints)
 
     def near(self, trial: Trial) -> bool:
         """Whether a trial passed and its upper bound is within the budget's tolerance."""
@@ -295,7 +296,7 @@ class Job:
         target_ms, pace = dense_ms ** (1 - share) * last_ms**share, dense.estimate / dense_ms
         with self.stage("solve"):
             try:
-                return plan_for(subject, table, importance, target_ms, student)
+                return plan_for(subject, table, importance, target_ms, student, self.request.constraints)
             except InfeasibleError as error:
                 aimed_ms = last_ms * pace
                 raise on_device(error, subject.regions, subject.widths, pace, aimed_ms, 0.0) from error

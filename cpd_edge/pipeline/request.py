@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpd_edge.errors import StoreError, UsageError
-from cpd_edge.types import Budget
+from cpd_edge.types import Budget, Constraints
 
 LEAST = {
     "threads": 1, "steps": 1, "batch": 1, "calibration_batches": 1, "samples": 8, "rounds": 1, "num_classes": 1,
@@ -59,6 +59,7 @@ class Request:
         rounds: most build-and-measure rounds of the loop.
         parity: largest difference of engine and torch, relative to the largest output.
         seed: of everything that is drawn.
+        protect, min_width, multiple_of, heads, depth: see `Constraints`.
     """
 
     model: str
@@ -85,6 +86,11 @@ class Request:
     rounds: int = 4
     parity: float = 1e-4
     seed: int = 0
+    protect: tuple[str, ...] = ()
+    min_width: int = 1
+    multiple_of: int = 1
+    heads: str = "free"
+    depth: bool = True
     profiles: str = field(default_factory=lambda: str(tables_root()))
 
     def __post_init__(self) -> None:
@@ -94,6 +100,8 @@ class Request:
             )
         if self.runtime != "onnxruntime":
             raise UsageError(f"unknown runtime {self.runtime!r}", hint="this version builds for: --runtime onnxruntime")
+        object.__setattr__(self, "protect", (self.protect,) if isinstance(self.protect, str) else tuple(self.protect))
+        _ = self.constraints
         if self.score not in SCORES:
             raise UsageError(f"unknown score {self.score!r}", hint=f"give --score {', '.join(SCORES)}")
         for name, least in LEAST.items():
@@ -112,9 +120,14 @@ class Request:
         if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs >= 0):
             raise UsageError(f"epochs of {self.epochs}: it must be 0 or more", hint=_again("epochs", 3))
 
+    @property
+    def constraints(self) -> Constraints:
+        """What a plan must respect beside the budget."""
+        return Constraints(self.protect, self.min_width, self.multiple_of, self.heads, self.depth)
+
     def to_json(self) -> dict[str, Any]:
         """Flat, with the budget's parts beside the rest."""
-        flat = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "budget"}
+        flat = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "budget"} | {"protect": [*self.protect]}
         b = self.budget
         return flat | {"budget_ms": b.limit_ms, "speedup": b.speedup, "quantile": b.quantile, "tolerance": b.tolerance}
 

@@ -6,7 +6,7 @@ Every step's plan and every step's network is a file, so an interrupted run goes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.subject import Subject
 from cpd_edge.profile.table import LatencyTable
 from cpd_edge.score.importance import magnitude, taylor
+from cpd_edge.solve.constraints import allowed, tied, ties, untied
 from cpd_edge.solve.milp import solve
 from cpd_edge.solve.problem import plan_from, problem_from
-from cpd_edge.types import Importance, Plan, Region
+from cpd_edge.types import Constraints, Groups, Importance, Plan, Region
 
 Progress = Callable[[str, float, str], None]
 
@@ -77,7 +78,12 @@ class Trial:
 
 
 def plan_for(
-    subject: Subject, table: LatencyTable, importance: Importance, limit_ms: float, student: Student | None
+    subject: Subject,
+    table: LatencyTable,
+    importance: Importance,
+    limit_ms: float,
+    student: Student | None,
+    constraints: Constraints,
 ) -> Plan:
     """The best plan inside a limit in the table's milliseconds, nested in the student's own.
 
@@ -90,10 +96,36 @@ def plan_for(
     at_most = student.plan.widths if student else subject.widths
     near = {name: max(1, round(n * TRUST)) for name, n in at_most.items() if subject.widths[name] > 1}
     try:
-        found = solve(problem_from(table, importance, limit_ms, at_most=at_most, at_least=near), time_limit_s=20)
+        return best_plan(table, importance, limit_ms, subject.combed.groups, constraints, at_most, near)
     except InfeasibleError:
-        found = solve(problem_from(table, importance, limit_ms, at_most=at_most), time_limit_s=20)
-    return plan_from(found, importance, limit_ms)
+        return best_plan(table, importance, limit_ms, subject.combed.groups, constraints, at_most)
+
+
+def best_plan(
+    table: LatencyTable,
+    importance: Importance,
+    limit_ms: float,
+    groups: Groups,
+    constraints: Constraints,
+    at_most: Widths | None = None,
+    at_least: Widths | None = None,
+) -> Plan:
+    """The best plan inside a limit in the table's milliseconds, under a user's constraints.
+
+    Raises:
+        InfeasibleError: no plan meets the limit.
+        UsageError: a constraint names nothing.
+    """
+    importance = allowed(importance, groups, constraints)
+    least = {
+        g: max((at_least or {}).get(g, 1), constraints.min_width) for g, v in importance.by_group.items() if len(v) > 1
+    }
+    posed = problem_from(
+        table, importance, limit_ms, at_most=at_most, at_least=least, multiple_of=constraints.multiple_of
+    )
+    classes = ties(groups, constraints)
+    found = solve(tied(posed, classes), time_limit_s=20)
+    return plan_from(replace(found, widths=untied(found.widths, classes)), importance, limit_ms)
 
 
 def on_device(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,30 +16,39 @@ from cpd_edge.comb import comb as comb_module
 from cpd_edge.errors import DataError, InfeasibleError, UsageError
 from cpd_edge.intake.models import load_model
 from cpd_edge.measure import stats
+from cpd_edge.measure.engine_file import record_path
 from cpd_edge.measure.protocol import Protocol, compare, measure
-from cpd_edge.measure.runners import OnnxRunner, onnxruntime
+from cpd_edge.measure.runners import onnxruntime
 from cpd_edge.pipeline import aim
+from cpd_edge.pipeline.draw import check_place, write_drawing
+from cpd_edge.pipeline.engines import open_runner
 from cpd_edge.pipeline.outcome import interval_from, macs_at
 from cpd_edge.pipeline.request import Request, tables_root
-from cpd_edge.pipeline.steps import on_device, scores
+from cpd_edge.pipeline.steps import best_plan, on_device, scores
 from cpd_edge.pipeline.subject import Subject, comb_record
 from cpd_edge.profile.regions import find_regions
 from cpd_edge.profile.table import LatencyTable, table_folder
-from cpd_edge.solve.milp import solve as solve_problem
-from cpd_edge.solve.problem import plan_from, problem_from
 from cpd_edge.types import Budget
 
 Progress = Callable[[str, float, str], None]
 
 
-def comb(model: str, input_shape: tuple[int, ...], weights: str | None, num_classes: int | None) -> dict[str, Any]:
-    """Groups, units, exactness and the frozen rest of a model."""
+def comb(
+    model: str, input_shape: tuple[int, ...], weights: str | None, num_classes: int | None, drawing: Path | None = None
+) -> dict[str, Any]:
+    """Groups, units, exactness and the frozen rest of a model, and a drawing of them where one is asked for."""
+    if drawing is not None:
+        check_place(drawing)
     module = _model(model, input_shape, weights, num_classes)
     combed = comb_module(module, input_shape)
     sizes = {name: p.numel() for name, p in combed.network.named_parameters()}
     cuttable = {slot.tensor for group in combed.groups.groups for slot in group.slots}
     fraction = sum(sizes.get(name, 0) for name in cuttable) / max(sum(sizes.values()), 1)
-    return {"model": model, "prunable_params_fraction": fraction, **comb_record(combed)}
+    found = {"model": model, "prunable_params_fraction": fraction, **comb_record(combed)}
+    if drawing is not None:
+        write_drawing(combed, model, fraction, drawing)
+        found["drawing"] = str(drawing)
+    return found
 
 
 def _model(model: str, input_shape: tuple[int, ...], weights: str | None, num_classes: int | None) -> nn.Module:
@@ -112,10 +120,9 @@ def solve(folder: Path, budget: Budget | None) -> dict[str, Any]:
     pace = dense.estimate / table.predict(groups.widths)
     limit_ms = aim.limit_of(limit_of, dense)
     try:
-        found = solve_problem(problem_from(table, importance, limit_ms / pace))
+        plan = best_plan(table, importance, limit_ms / pace, groups, request.constraints)
     except InfeasibleError as error:
         raise on_device(error, table.regions, groups.widths, pace, limit_ms, 0.0) from error
-    plan = plan_from(found, importance, limit_ms / pace)
     macs = [macs_at(table.regions, w) for w in (groups.widths, plan.widths)]
     return {
         "limit_ms": limit_ms,
@@ -143,7 +150,8 @@ def bench(
     progress: Progress,
 ) -> dict[str, Any]:
     """Times an engine, alone or paired with a reference."""
-    onnxruntime()
+    if any(path is not None and not record_path(path).exists() for path in (engine, against)):
+        onnxruntime()
     for path in (engine, against):
         if path is not None and not path.is_file():
             raise DataError(f"no engine at {path}", hint="give an ONNX file, such as RUN/pruned.onnx")
@@ -156,11 +164,11 @@ def bench(
     def tell(fraction: float, text: str) -> None:
         progress("bench", fraction, text)
 
-    with contextlib.closing(OnnxRunner(engine, threads=threads)) as runner:
+    with contextlib.closing(open_runner(engine, threads=threads)) as runner:
         if against is None:
             found, extra = measure(runner, engine.stem, protocol, quantile, progress=tell), {}
         else:
-            with contextlib.closing(OnnxRunner(against, threads=threads)) as reference:
+            with contextlib.closing(open_runner(against, threads=threads)) as reference:
                 both = compare(reference, runner, (against.stem, engine.stem), protocol, quantile, progress=tell)
             found, extra = both.b, _compared(engine, against, both, quantile)
     latency = stats.quantile_interval(found.samples_ns / 1e6, quantile)
@@ -174,13 +182,14 @@ def bench(
 
 
 def _compared(engine: Path, against: Path, both: Any, quantile: float) -> dict[str, Any]:
-    macs = [sum(r.dense_macs for r in find_regions(onnx.load(path), {})) for path in (against, engine)]
+    built = any(record_path(path).exists() for path in (against, engine))
+    macs = [0 if built else sum(r.dense_macs for r in find_regions(onnx.load(p), {})) for p in (against, engine)]
     return {
         "against": str(against),
         "against_latency_ms": stats.quantile_interval(both.a.samples_ns / 1e6, quantile),
         "speedup": both.speedup,
         "outcome": both.outcome,
-        "macs_ratio": macs[0] / macs[1] if macs[1] else math.nan,
+        "macs_ratio": macs[0] / macs[1] if macs[1] else None,
     }
 
 

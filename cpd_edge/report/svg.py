@@ -7,15 +7,24 @@ drawing's own size; a character is taken to be 6.3 px wide.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escaped
 from itertools import pairwise
 
 from cpd_edge.report import format as write
 
 CHARACTER = 6.3
 """Mean width of a character of figure text [px]."""
+
+
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def escape(text: str) -> str:
+    """Any text as XML holds it: markup escaped, characters that XML forbids replaced."""
+    return escaped(_NO_XML.sub("\ufffd", text))
 
 
 def coordinate(value: float) -> str:

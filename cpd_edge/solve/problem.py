@@ -181,11 +181,16 @@ class Table(Protocol):
         """Latency of a region at width vectors [ms]."""
 
 
-def candidate_widths(low: int, high: int, most: int) -> Ints:
+def candidate_widths(low: int, high: int, most: int, multiple_of: int = 1) -> Ints:
     """Ascending widths between `low` and `high`, at most `most`: all, or both ends and multiples of powers of two.
 
-    The coarsest multiples that fit come first, then every other one of the next finer step.
+    The coarsest multiples that fit come first, then every other one of the next finer step. With `multiple_of` all
+    but `high` are multiples of it.
     """
+    if multiple_of > 1:
+        first, last = -(-low // multiple_of), (high - 1) // multiple_of
+        inner = candidate_widths(first, last, most - 1) * multiple_of if first <= last else np.zeros(0, np.int64)
+        return np.append(inner, high)
     if high - low < most:
         return np.arange(low, high + 1)
     step = 1
@@ -220,6 +225,7 @@ def problem_from(
     max_candidates: int = 16,
     at_most: Widths | None = None,
     at_least: Widths | None = None,
+    multiple_of: int = 1,
 ) -> Problem:
     """The problem that a table and importances pose for a limit.
 
@@ -230,6 +236,7 @@ def problem_from(
         max_candidates: most widths to choose from, per group.
         at_most: widest width allowed by group, such as what a previous round kept.
         at_least: narrowest width allowed by group, where scores are not to be trusted further.
+        multiple_of: what widths below the widest are multiples of.
 
     Raises:
         BudgetError: the limit is not above 0.
@@ -247,7 +254,8 @@ def problem_from(
         low, high = table.ranges[group]
         high = min(high, (at_most or {}).get(group, high))
         low = max(low, (at_least or {}).get(group, low))
-        candidates[group] = candidate_widths(min(low, high), high, max_candidates)
+        multiple = multiple_of if len(values) > 1 else 1
+        candidates[group] = candidate_widths(min(low, high), high, max_candidates, multiple)
         whole = np.asarray(values, np.float64)
         loss[group] = losses(whole, candidates[group]) if len(values) > 1 else whole * (1 - candidates[group])
     costs, sums, fixed_ms = [], {}, table.fixed_ms

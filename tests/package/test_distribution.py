@@ -44,6 +44,14 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: dict[str, set[str]]
 
 
 @pytest.mark.slow
+def test_the_wheel_carries_kernels_and_devices(built: dict[str, set[str]]) -> None:
+    """Every CUDA source and device description is in the wheel."""
+    homes = {"kernels/": "cpd_edge/_kernels/", "profiles/devices/": "cpd_edge/_devices/"}
+    wanted = {new + name[len(old) :] for old, new in homes.items() for name in tracked() if name.startswith(old)}
+    assert wanted and set() == wanted - built["wheel"]
+
+
+@pytest.mark.slow
 def test_the_sdist_holds_no_tests(built: dict[str, set[str]]) -> None:
     """The sdist is the package, its metadata and its texts."""
     assert set() == {name for name in built["sdist"] if name.startswith(("tests", ".ci", "ci"))}

@@ -22,7 +22,9 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert set() == loaded_by("import cpd_edge") & {*HEAVY, "numpy"}
 
 
-@pytest.mark.parametrize("room", ["errors", "layout", "measure", "profile", "report", "solve", "store", "types"])
+@pytest.mark.parametrize(
+    "room", ["bundled", "errors", "kernels", "layout", "measure", "profile", "report", "solve", "store", "types"]
+)
 def test_rooms_without_torch_stay_without_torch(room: str) -> None:
     """Importing a torch-free room loads no torch, whatever it imports in turn."""
     assert set() == loaded_by(f"import cpd_edge.{room}") & {"torch", "torchvision", "timm"}

@@ -54,7 +54,9 @@ class Device:
         return Window(dense, latency, Interval(1.0, 1.0, 1.0, 40), limit_ms, verdict)  # type: ignore[arg-type]
 
 
-def plan_for(subject: Any, table: Table, importance: Importance, limit_ms: float, student: object) -> Plan:
+def plan_for(
+    subject: Any, table: Table, importance: Importance, limit_ms: float, student: object, constraints: object
+) -> Plan:
     """The largest width inside the limit: what the solver would find."""
     units = min(int((limit_ms - FLOOR_MS) / STEP_MS), UNITS)
     if units < 1:

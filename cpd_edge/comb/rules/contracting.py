@@ -48,7 +48,9 @@ def _convolve(r: Relation, n: fx.Node, *, out_dim: int, in_dim: int) -> Dims:
     bias = r.optional(n, 2)
     if bias:
         r.unify(bias[0], c_out)
-    if all(k.extent == 1 for k in w[2:]) and shape(n)[2:] == tuple(d.extent for d in x[2:]):
+    strides = argument(n, 3, "stride", 1)
+    dense = all(s == 1 for s in (strides if isinstance(strides, (list, tuple)) else [strides]))
+    if dense and all(k.extent == 1 for k in w[2:]) and shape(n)[2:] == tuple(d.extent for d in x[2:]):
         return (x[0], c_out, *x[2:])  # each place for itself
     return spatial(r, n, x, c_out, shape(n))
 
@@ -77,12 +79,15 @@ def bilinear(r: Relation, n: fx.Node) -> Dims:
     return (*r.broadcast([a[:-1], b[:-1]]), w[0])
 
 
-@register_rule("matmul", "bmm", "mm", "mv", "dot")
+@register_rule("matmul", "bmm", "mm", "mv", "dot", "vdot")
 def matmul(r: Relation, n: fx.Node) -> Dims:
     a, b = r.dims(n.args[0]), r.dims(n.args[1])
     at = max(len(b) - 2, 0)
     r.unify(a[-1], b[at])
     r.contract(n, (0, -1), (1, at))
+    activations = all(isinstance(x, fx.Node) and x.op != "get_attr" for x in n.args[:2])
+    for layout in a[1:-2] if activations and len(a) == len(b) else ():
+        r.axes.mark_heads(layout)
     rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()
     return (*(r.broadcast([a[:-2], b[:-2]]) if len(a) > 2 or len(b) > 2 else ()), *rows, *columns)
 
@@ -129,9 +134,11 @@ def einsum(r: Relation, n: fx.Node) -> Dims:
             if letter not in result:
                 read.setdefault(letter, []).append(((1, i), d))
     for places in read.values():
-        r.contract(n, *places)
+        r.contract(n, *sorted(places, key=lambda at: r.dims(tensors[at[0][1]])[at[1]].extent == 1))
     lead = r.broadcast(dots) if dots else ()
     before, dotted, after = result.partition("...")
+    if lead and not dotted:
+        raise Misaligned("it sums over '...'")
     return (*(of[c] for c in before), *(lead if dotted else ()), *(of[c] for c in after))
 
 
@@ -146,7 +153,11 @@ def attention(r: Relation, n: fx.Node) -> Dims:
     r.contract(n, (0, -1), (1, -1))
     r.contract(n, (2, -2))
     r.axes.mark_inexact(k[-2])
+    if argument(n, 5, "is_causal", False):
+        r.freeze(n, [q[-2], k[-2]], "its order along this axis matters")
     lead = r.broadcast([q[:-2], k[:-2], v[:-2]])
+    for layout in lead[1:]:
+        r.axes.mark_heads(layout)
     mask = r.optional(n, 3)
     if mask:
         r.broadcast([mask, (*lead, q[-2], k[-2])])
@@ -157,7 +168,7 @@ def attention(r: Relation, n: fx.Node) -> Dims:
 def recurrent(r: Relation, n: fx.Node) -> list[Dims]:
     """Rows of a cell's weights are gates x hidden; its hidden units are read by its own next step, too.
 
-    Every layer and direction has as many hidden units, since their states are one tensor.
+    Every layer and direction has as many hidden units, since their states are one tensor. A step is read by the next.
     """
     x, state, parameters = r.dims(n.args[0]), n.args[1], listed(n.args[2])
     several = isinstance(state, (list, tuple))
@@ -170,6 +181,8 @@ def recurrent(r: Relation, n: fx.Node) -> list[Dims]:
     hidden = states[0][-1]
     for other in states[1:]:
         r.unify(hidden, other[-1])
+    steps = 1 if len(x) == 3 and argument(n, 8, "batch_first", False) else 0
+    r.freeze(n, [x[steps], *(s[0] for s in states)], "its order along this axis matters")
     given, first = x[-1], states[0]
     for layer in range(layers):
         for direction in range(1 + both):

@@ -25,9 +25,14 @@ def uniform(r: Relation, n: fx.Node) -> Dims:
 
 
 @register_rule("arange", "linspace", "logspace", "eye", "scalar_tensor", "randperm", "tril_indices", "triu_indices",
-               "hann_window", "_tensor_constant", "one_hot")  # fmt: skip
+               "hann_window", "_tensor_constant")  # fmt: skip
 def counted(r: Relation, n: fx.Node) -> Dims:
     return tuple(r.axes.fixed(size, "counted along this axis") for size in shape(n))
+
+
+@register_rule("one_hot")
+def one_hot(r: Relation, n: fx.Node) -> Dims:
+    return (*r.dims(n.args[0]), r.axes.fixed(shape(n)[-1], "counted along this axis"))
 
 
 @register_rule("_assert_scalar", "sym_size", "item", "_local_scalar_dense")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
+from cpd_edge.canonical import op_name
+from cpd_edge.comb.axes import UNIT
 from cpd_edge.comb.relate import Dims, Relation, register_rule, shape_of
 from cpd_edge.comb.rules.arguments import argument, listed, resized
 
@@ -16,7 +18,7 @@ from cpd_edge.comb.rules.arguments import argument, listed, resized
     "tan", "atan", "floor", "ceil", "round", "trunc", "frac", "sign", "sgn", "lift_fresh_copy", "lift_fresh",
     "bitwise_not", "logical_not", "type_as", "float", "half", "double", "nan_to_num", "isnan", "isinf", "isfinite",
     "zero_", "fill", "fill_", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
-    "bernoulli", "hardswish_", "logit", "sinc", "tril", "triu", "positive", "view_as_real_copy", "rrelu",
+    "bernoulli", "hardswish_", "logit", "sinc", "positive", "view_as_real_copy", "rrelu",
 )  # fmt: skip
 def unary(r: Relation, n: fx.Node) -> Dims:
     return r.dims(n.args[0])
@@ -35,10 +37,22 @@ def elementwise(r: Relation, n: fx.Node) -> Dims:
 
 @register_rule("broadcast_tensors", "meshgrid")
 def together(r: Relation, n: fx.Node) -> list[Dims]:
-    if "meshgrid" in str(n.target):
-        return [tuple(r.axes.fixed(s, "meshgrid") for s in shape_of(v)) for v in n.meta["val"]]
-    out = r.broadcast([r.dims(t) for t in listed(n.args[0])])
-    return [out] * len(n.meta["val"])
+    """All are stretched to one shape; a mesh has a dim for each vector, the first two swapped for `xy`."""
+    given = [r.dims(t) for t in listed(n.args[0])]
+    if op_name(n) == "broadcast_tensors":
+        return [r.broadcast(given)] * len(given)
+    sides = [dims[0] if dims else UNIT for dims in given]
+    if n.kwargs.get("indexing") == "xy":
+        sides[:2] = sides[1::-1]
+    return [tuple(sides)] * len(given)
+
+
+@register_rule("tril", "triu")
+def triangle(r: Relation, n: fx.Node) -> Dims:
+    """Rows and columns are compared by their places."""
+    x = r.dims(n.args[0])
+    r.freeze(n, x[-2:], "its order along this axis matters")
+    return x
 
 
 @register_rule("prelu")

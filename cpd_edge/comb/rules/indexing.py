@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, fx
+from torch import fx
 
 from cpd_edge.comb.relate import Dims, Misaligned, Relation, register_rule
 from cpd_edge.comb.rules.arguments import listed, positive, shape
@@ -50,6 +50,8 @@ def index_put(r: Relation, n: fx.Node) -> Dims:
     x, picks, values = r.dims(n.args[0]), listed(n.args[1]), r.dims(n.args[2])
     over = [d for d, pick in enumerate(picks) if isinstance(pick, fx.Node)]
     r.freeze(n, [x[d] for d in over], "written to along this axis")
+    for d in over:
+        r.freeze(n, r.dims(picks[d]), "written along this axis")
     rest = tuple(layout for d, layout in enumerate(x) if d not in over)
     if over and over[0] == 0:
         lead = len(values) - len(rest)
@@ -83,24 +85,28 @@ def gather(r: Relation, n: fx.Node) -> Dims:
 
 @register_rule("scatter", "scatter_add", "scatter_reduce", "scatter_", "scatter_add_", "scatter_reduce_")
 def scatter(r: Relation, n: fx.Node) -> Dims:
+    """What is written goes to named places; whether it adds there or replaces, none of it can be left out."""
     x, picks = r.dims(n.args[0]), r.dims(n.args[2])
     dim = positive(n.args[1], len(x))
     _alike(r, n, dim, x, picks)
-    if isinstance(n.args[3], fx.Node):
+    r.freeze(n, [x[dim], picks[dim]], "written to along this axis")
+    if isinstance(n.args[3], fx.Node) and len(r.dims(n.args[3])) == len(x):
         source = r.dims(n.args[3])
         _alike(r, n, dim, x, source)
-        r.unify(picks[dim], source[dim])
-    r.freeze(n, [x[dim]], "written to along this axis")
+        r.freeze(n, [source[dim]], "written along this axis")
     return x
 
 
 @register_rule("index_add", "index_copy", "index_reduce", "index_fill", "index_add_", "index_copy_")
 def index_add(r: Relation, n: fx.Node) -> Dims:
+    """As a scatter whose places are one vector."""
     x = r.dims(n.args[0])
     dim = positive(n.args[1], len(x))
-    if len(n.args) > 3 and isinstance(n.args[3], fx.Node) and isinstance(n.args[3].meta.get("val"), Tensor):
-        _alike(r, n, dim, x, r.dims(n.args[3]))
-    r.freeze(n, [x[dim]], "written to along this axis")
+    r.freeze(n, [x[dim], *r.dims(n.args[2])], "written to along this axis")
+    if isinstance(n.args[3], fx.Node) and len(r.dims(n.args[3])) == len(x):
+        source = r.dims(n.args[3])
+        _alike(r, n, dim, x, source)
+        r.freeze(n, [source[dim]], "written along this axis")
     return x
 
 

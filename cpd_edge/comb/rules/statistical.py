@@ -71,6 +71,17 @@ def softmax(r: Relation, n: fx.Node) -> Dims:
     return _reduced(x, dims, len(shape(n))) if op_name(n) == "logsumexp" else x
 
 
+@register_rule("_weight_norm")
+def weight_norm(r: Relation, n: fx.Node) -> Dims:
+    """Directions over their norms, which run over all dims but one: a masked unit, being zero, adds nothing to them."""
+    x = r.dims(n.args[0])
+    kept = positive(argument(n, 2, "dim", 0), len(x))
+    for dim in range(len(x)):
+        if dim != kept:
+            r.contract(n, (0, dim))
+    return r.broadcast([x, r.dims(n.args[1])])
+
+
 _DIM_AT = {"linalg_vector_norm": 2, "norm": 2, "frobenius_norm": 1}
 _EXACT = ("sum", "linalg_vector_norm", "norm", "frobenius_norm", "count_nonzero", "nansum")
 """Reductions to which a masked unit, being zero, adds nothing."""
@@ -83,6 +94,8 @@ _EXACT = ("sum", "linalg_vector_norm", "norm", "frobenius_norm", "count_nonzero"
 def reduction(r: Relation, n: fx.Node) -> Dims | list[Dims]:
     """The reduced dims are read; the rest pass."""
     x, name, value = r.dims(n.args[0]), op_name(n), n.meta["val"]
+    if name in ("max", "min") and len(n.args) > 1 and isinstance(n.args[1], fx.Node):
+        return r.broadcast([x, r.dims(n.args[1])])  # the larger of two
     dims = chosen(argument(n, _DIM_AT.get(name, 1), "dim"), len(x))
     order = argument(n, 1, "ord", argument(n, 1, "p", 2))
     exact = name in _EXACT and ("norm" not in name or (isinstance(order, (int, float)) and 0 < order < float("inf")))
