@@ -13,6 +13,7 @@ import typer
 from cpd_edge.cli.console import Interrupted, show, told
 from cpd_edge.cli.engine_commands import register
 from cpd_edge.cli.text import bench_text, comb_text, doctor_text, profile_text, solve_text, summary
+from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.types import EXIT_CODES, Budget
 
@@ -35,6 +36,7 @@ Weights = Annotated[str | None, typer.Option("--weights", help="state dict (.pt,
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout and nothing else")]
 Threads = Annotated[int, typer.Option("--threads", help="threads of the engine")]
 Device = Annotated[str, typer.Option("--device", help="where the engine runs")]
+Runtime = Annotated[str, typer.Option("--runtime", help="what runs the engine: onnxruntime or openvino")]
 Quantile = Annotated[float, typer.Option("--quantile", help="quantile of latency that the budget limits")]
 InputShape = Annotated[str, typer.Option("--input", help="shape of one input: channels,height,width")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of everything that is drawn")]
@@ -52,7 +54,7 @@ def prune(
     quantile: Quantile = 0.5,
     tolerance: Annotated[float, typer.Option(help="how far below the limit is near enough")] = 0.05,
     device: Device = "local",
-    runtime: Annotated[str, typer.Option(help="what runs the engine")] = "onnxruntime",
+    runtime: Runtime = "onnxruntime",
     threads: Threads = 1,
     weights: Weights = None,
     num_classes: NumClasses = None,
@@ -152,14 +154,19 @@ def comb(
     weights: Weights = None,
     num_classes: NumClasses = None,
     draw: Annotated[Path | None, typer.Option("--draw", help="SVG file for a drawing of the groups")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="cut each group, alone and together; compare")] = False,
+    plans: Annotated[int, typer.Option(help="random whole-network cuts that --verify compares")] = 3,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Show what can be removed together, and what is frozen and why."""
-    with told(as_json):
+    """Show what can be removed together, and what is frozen and why; --verify proves it by numbers."""
+    with told(as_json) as (_, progress):
         from cpd_edge.pipeline.verbs import comb as work
 
-        found = work(model, shape(input_shape), weights, num_classes, drawing=draw)
-    show(found, as_json, comb_text)
+        proof = (plans, seed, progress) if verify else None
+        found = work(model, shape(input_shape), weights, num_classes, drawing=draw, proof=proof)
+    show(found, as_json, verify_text if verify else comb_text)
+    raise typer.Exit(int(not found.get("verified", True)))
 
 
 @app.command()
@@ -169,6 +176,7 @@ def profile(
     weights: Weights = None,
     num_classes: NumClasses = None,
     device: Device = "local",
+    runtime: Runtime = "onnxruntime",
     threads: Threads = 1,
     samples: Annotated[int, typer.Option(help="networks the table is fitted on, at most; 10 more test it")] = 48,
     profiles: Annotated[str | None, typer.Option(help="folder of measured tables")] = None,
@@ -185,6 +193,7 @@ def profile(
             weights,
             num_classes,
             device=device,
+            runtime=runtime,
             threads=threads,
             samples=samples,
             seed=seed,
@@ -218,6 +227,7 @@ def bench(
     against: Annotated[Path | None, typer.Option(help="reference engine to compare with, in the same window")] = None,
     budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")] = None,
     quantile: Quantile = 0.5,
+    runtime: Runtime = "onnxruntime",
     threads: Threads = 1,
     limit_s: Annotated[float, typer.Option(help="longest time to sample [s]")] = 30.0,
     target: Annotated[float, typer.Option(help="relative half-width of the interval to stop at")] = 0.01,
@@ -234,6 +244,7 @@ def bench(
             against,
             budget_ms=budget_ms,
             quantile=quantile,
+            runtime=runtime,
             threads=threads,
             limit_s=limit_s,
             target=target,

@@ -44,14 +44,19 @@ def checks_line(r: dict[str, Any]) -> list[str]:
 
 def comb_text(r: dict[str, Any]) -> str:
     """Groups and frozen axes as text."""
-    lines = [f"{g['units']:6d} units  {'exact  ' if g['exact'] else 'inexact'}  {g['name']}" for g in r["groups"]]
+    widths = [g for g in r["groups"] if not g["depth"]]
+    lines = [f"{g['units']:6d} units  {'exact  ' if g['exact'] else 'inexact'}  {g['name']}" for g in widths]
+    lines += [f"     a branch          {g['name']}" for g in r["groups"] if g["depth"]]
     lines += ["frozen:"] if r["frozen"] else []
     lines += [
         f"{f['units']:6d} units  {f['axis']}: {f['reason']}{f' at {where}' if (where := f['source']) else ''}, "
         f"{f['params']:,} parameters"
         for f in r["frozen"]
     ]
-    lines.append(f"{len(r['groups'])} groups; {r['prunable_params_fraction']:.1%} of the parameters can be cut")
+    lines.append(
+        f"{len(widths)} groups and {len(r['groups']) - len(widths)} branches that can go whole; "
+        f"{r['prunable_params_fraction']:.1%} of the parameters can be cut"
+    )
     return "\n".join([*lines, *([f"drawing {r['drawing']}"] if "drawing" in r else [])])
 
 

@@ -17,8 +17,9 @@ from cpd_edge.errors import DataError, InfeasibleError, UsageError
 from cpd_edge.intake.models import load_model
 from cpd_edge.measure import stats
 from cpd_edge.measure.engine_file import record_path
-from cpd_edge.measure.protocol import Protocol, compare, measure
+from cpd_edge.measure.protocol import Protocol, Runner, compare, measure
 from cpd_edge.measure.runners import onnxruntime
+from cpd_edge.measure.runtimes import model_runner, require_runtime
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.draw import check_place, write_drawing
 from cpd_edge.pipeline.engines import open_runner
@@ -26,6 +27,7 @@ from cpd_edge.pipeline.outcome import interval_from, macs_at
 from cpd_edge.pipeline.request import Request, tables_root
 from cpd_edge.pipeline.steps import best_plan, on_device, scores
 from cpd_edge.pipeline.subject import Subject, comb_record
+from cpd_edge.pipeline.verify import prunable_fraction, verify
 from cpd_edge.profile.regions import find_regions
 from cpd_edge.profile.table import LatencyTable, table_folder
 from cpd_edge.types import Budget
@@ -34,17 +36,36 @@ Progress = Callable[[str, float, str], None]
 
 
 def comb(
-    model: str, input_shape: tuple[int, ...], weights: str | None, num_classes: int | None, drawing: Path | None = None
+    model: str,
+    input_shape: tuple[int, ...],
+    weights: str | None,
+    num_classes: int | None,
+    drawing: Path | None = None,
+    proof: tuple[int, int, Progress] | None = None,
 ) -> dict[str, Any]:
-    """Groups, units, exactness and the frozen rest of a model, and a drawing of them where one is asked for."""
+    """Groups, units, exactness and the frozen rest of a model; a drawing and a proof of them where they are asked for.
+
+    Args:
+        model: spec of the model.
+        input_shape: shape of one input, without the batch.
+        weights: state dict for the model.
+        num_classes: outputs of its head.
+        drawing: SVG file.
+        proof: number of random plans, seed and progress of a verification.
+    """
     if drawing is not None:
         check_place(drawing)
+    if proof is not None:
+        onnxruntime()
+        if proof[0] < 0:
+            raise UsageError(f"plans of {proof[0]}: at least 0", hint="for example --plans 3")
     module = _model(model, input_shape, weights, num_classes)
     combed = comb_module(module, input_shape)
-    sizes = {name: p.numel() for name, p in combed.network.named_parameters()}
-    cuttable = {slot.tensor for group in combed.groups.groups for slot in group.slots}
-    fraction = sum(sizes.get(name, 0) for name in cuttable) / max(sum(sizes.values()), 1)
+    fraction = prunable_fraction(combed)
     found = {"model": model, "prunable_params_fraction": fraction, **comb_record(combed)}
+    if proof is not None:
+        plans, seed, progress = proof
+        found = verify(module, input_shape, plans=plans, seed=seed, progress=progress).to_json(model)
     if drawing is not None:
         write_drawing(combed, model, fraction, drawing)
         found["drawing"] = str(drawing)
@@ -64,6 +85,7 @@ def profile(
     num_classes: int | None,
     *,
     device: str,
+    runtime: str = "onnxruntime",
     threads: int,
     samples: int,
     seed: int,
@@ -71,10 +93,10 @@ def profile(
     progress: Progress,
 ) -> dict[str, Any]:
     """Measures, or finds, the latency table of a model and says how well it predicts."""
-    onnxruntime()
-    Request(model, "", Budget(speedup=2), device=device, threads=threads, samples=samples)
+    Request(model, "", Budget(speedup=2), device=device, runtime=runtime, threads=threads, samples=samples)
+    require_runtime(runtime)
     progress("comb", 0.0, "")
-    subject = Subject.of(_model(model, input_shape, weights, num_classes), input_shape, threads)
+    subject = Subject.of(_model(model, input_shape, weights, num_classes), input_shape, threads, runtime)
     progress("comb", 1.0, "")
     key = subject.key()
     folder = table_folder(Path(profiles) if profiles else tables_root(), key)
@@ -142,6 +164,7 @@ def bench(
     *,
     budget_ms: float | None,
     quantile: float,
+    runtime: str = "onnxruntime",
     threads: int,
     limit_s: float,
     target: float,
@@ -151,7 +174,7 @@ def bench(
 ) -> dict[str, Any]:
     """Times an engine, alone or paired with a reference."""
     if any(path is not None and not record_path(path).exists() for path in (engine, against)):
-        onnxruntime()
+        require_runtime(runtime)
     for path in (engine, against):
         if path is not None and not path.is_file():
             raise DataError(f"no engine at {path}", hint="give an ONNX file, such as RUN/pruned.onnx")
@@ -164,11 +187,14 @@ def bench(
     def tell(fraction: float, text: str) -> None:
         progress("bench", fraction, text)
 
-    with contextlib.closing(open_runner(engine, threads=threads)) as runner:
+    def opened(path: Path) -> Runner:
+        return open_runner(path) if record_path(path).exists() else model_runner(runtime, path, threads=threads)
+
+    with contextlib.closing(opened(engine)) as runner:
         if against is None:
             found, extra = measure(runner, engine.stem, protocol, quantile, progress=tell), {}
         else:
-            with contextlib.closing(open_runner(against, threads=threads)) as reference:
+            with contextlib.closing(opened(against)) as reference:
                 both = compare(reference, runner, (against.stem, engine.stem), protocol, quantile, progress=tell)
             found, extra = both.b, _compared(engine, against, both, quantile)
     latency = stats.quantile_interval(found.samples_ns / 1e6, quantile)

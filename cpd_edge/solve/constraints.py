@@ -100,7 +100,7 @@ def _joined(cost: RegionCost, head: Mapping[str, str], stays: Mapping[str, Ints]
     names = [head.get(g, g) for g in cost.groups]
     letters = dict(zip(dict.fromkeys(names), ascii_letters, strict=False))
     ms = np.einsum(f"{''.join(letters[n] for n in names)}->{''.join(letters.values())}", ms)
-    return replace(cost, groups=tuple(letters), ms=np.ascontiguousarray(ms))
+    return replace(cost, groups=tuple(letters), ms=np.array(ms))
 
 
 def _summed(parts: Sequence[tuple[str, int]], head: Mapping[str, str]) -> tuple[tuple[str, int], ...]:

@@ -299,7 +299,7 @@ def _marginals(
 
     Within branches they are at most that, and all cells are one where every branch stays.
     """
-    place = np.indices(grid.shape).reshape(grid.ndim, -1)
+    place = np.indices(grid.shape).reshape(grid.ndim, grid.size)
     for dim, name in enumerate(key):
         n = grid.shape[dim]
         row = np.concatenate([place[dim], np.arange(n)])
