@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from cpd_edge.errors import ModelError, RuntimeMissing, UsageError
 from cpd_edge.measure.environment import capture
@@ -19,6 +19,9 @@ from cpd_edge.measure.fused import Step, held_nodes
 from cpd_edge.measure.inputs import RING, described, ring_of, settled_shape
 from cpd_edge.measure.quiet import quiet_ms
 from cpd_edge.measure.runners import Kernel, KernelTimes
+
+if TYPE_CHECKING:
+    import onnx
 
 SETTINGS: Mapping[str, str | int | bool] = {
     "INFERENCE_PRECISION_HINT": "f32",  # else it takes bfloat16 where the CPU has it
@@ -34,7 +37,7 @@ ROUND = 12
 
 _WARM_RUNS = 2
 _BESIDE = ("Input", "Output", "Const")
-_NOTHING = "unknown"
+_TOLD = ("execOrder", "layerType", "originalLayersNames", "outputLayouts", "primitiveType")
 
 
 class OpenVinoRunner:
@@ -84,7 +87,8 @@ class OpenVinoRunner:
         self._free: Any = None
         self._feeds = [self._tensor(values) for values in self.ring]
         self._requests = self._bind(self._compiled)
-        self._turn, self._profiled = 0, profile
+        self._turn, self._ran, self._profiled = 0, 0, profile
+        self._graph: Any = graph if profile else None
         self.environment: Mapping[str, Any] = {
             **capture(
                 "openvino", version(), threads, batch, self._shape, precision, providers=self._properties()
@@ -104,6 +108,7 @@ class OpenVinoRunner:
         """One inference on the next input of the ring, which lies where the runtime reads it."""
         self._requests[self._turn].infer(share_outputs=True)
         self._turn = (self._turn + 1) % RING
+        self._ran += 1
 
     def warm_load_ms(self) -> float:
         """Time to read and compile the model once more, now that file and runtime are warm [ms]."""
@@ -139,37 +144,208 @@ class OpenVinoRunner:
         Each round loads the model anew. A kernel is called after the ONNX nodes that it holds, joined by commas.
         """
         rounds = max(1, -(-repeats // ROUND))
-        graph = self._fixed(self._read())
-        found = [self._round(graph, -(-repeats // rounds), first=not i) for i in range(rounds)]
+        found = [self._round(-(-repeats // rounds)) for _ in range(rounds)]
         steps, ms = found[0][0], np.stack([ms for _, ms, _ in found])  # [rounds, steps]
         held = held_nodes(steps, self._onnx())
+        working = [i for i, step in enumerate(steps) if step.works or ms[:, i].any()]
         kernels = tuple(
-            Kernel(",".join(held[step.name]) or step.name, step.op, order, ms[:, order].copy())
-            for order, step in enumerate(steps)
+            Kernel(",".join(held[steps[i].name]) or steps[i].name, steps[i].op, order, ms[:, i].copy())
+            for order, i in enumerate(working)
         )
-        works = tuple(k for k, step in zip(kernels, steps, strict=True) if step.works)
-        return KernelTimes(works, np.array([whole for _, _, whole in found]))
+        return KernelTimes(kernels, np.array([whole_ms for _, _, whole_ms in found]))
 
     def close(self) -> None:
         """Frees the compiled models and their tensors."""
         self._requests, self._feeds = [], []
-        self._compiled = self._free = None
+        self._graph = self._compiled = self._free = None
 
-    def _round(
-        self, graph: Any, runs: int, *, first: bool
-    ) -> tuple[tuple[Step, ...], npt.NDArray[np.float64], float]:
+    def _round(self, runs: int) -> tuple[tuple[Step, ...], npt.NDArray[np.float64], float]:
         """All kernels of one load, their mean times over its quiet runs `[steps]` and the whole's [ms]."""
-        compiled = self._compile(graph, True)
-        requests = self._bind(compiled)
-        for turn in range(_WARM_RUNS):
-            requests[turn].infer(share_outputs=True)
+        compiled, requests, before = self._compiled, self._requests, self._ran
+        if not self._profiled or before > _WARM_RUNS:
+            compiled, before = self._compile(self._fixed_graph(), True), 0
+            requests = self._bind(compiled)
+        for request in requests[: _WARM_RUNS - before]:
+            request.infer(share_outputs=True)
+        self._ran += runs  # of the engine at hand, which no further round may use
         steps = _steps(compiled.get_runtime_model())
         reads, walls = [_averages_us(requests[0], steps)], np.empty(runs)
         for run in range(runs):
-            request = requests[(run + _WARM_RUNS) % RING]
+            request = requests[run % RING]
             started = time.perf_counter_ns()
             request.infer(share_outputs=True)
             walls[run] = (time.perf_counter_ns() - started) / 1e6
             reads.append(_averages_us(request, steps))
         ms, whole_ms = quiet_ms(np.stack(reads), _WARM_RUNS + np.arange(runs + 1), walls)
         return steps, ms, whole_ms
+
+    def _read(self) -> Any:
+        """The model as the runtime understands it, dims as they are.
+
+        Raises:
+            ModelError: it is no model that the runtime takes.
+        """
+        try:
+            reader = _reader()
+            source = io.BytesIO(self._source) if isinstance(self._source, bytes) else str(self._source)
+            return reader.convert(reader.load(source))
+        except _refusals() as error:
+            raise self._refusal(error) from error
+
+    def _fixed(self, graph: Any) -> Any:
+        """The model with its input's shape settled."""
+        try:
+            graph.reshape({graph.inputs[0]: list(self._shape)})
+        except RuntimeError as error:
+            raise self._refusal(error) from error
+        return graph
+
+    def _fixed_graph(self) -> Any:
+        """The model to be compiled once more, read once."""
+        if self._graph is None:
+            self._graph = self._fixed(self._read())
+        return self._graph
+
+    def _compile(self, graph: Any, profile: bool) -> Any:
+        settings = {**SETTINGS, "INFERENCE_NUM_THREADS": self._threads, "PERF_COUNT": profile}
+        try:
+            return self._core.compile_model(graph, "CPU", settings)
+        except RuntimeError as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: Exception) -> ModelError:
+        what = "the model" if isinstance(self._source, bytes) else str(self._source)
+        return ModelError(
+            f"OpenVINO {version()} does not take {what}: {_reason(error)}",
+            hint="give an ONNX file that this version supports, such as RUN/pruned.onnx, or take --runtime onnxruntime",
+        )
+
+    def _require_threads(self) -> None:
+        used = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
+        if used != self._threads:
+            raise UsageError(
+                f"OpenVINO uses {used} threads on the CPUs that this process may use, {self._threads} were asked for",
+                hint=f"--threads {used}, or allow the process more CPUs",
+            )
+
+    def _properties(self) -> list[str]:
+        """The device and the properties that the compiled model really has."""
+        return ["CPU", *(f"{name}={_value(self._compiled.get_property(name))}" for name in SETTINGS)]
+
+    def _input(self, graph: Any) -> Any:
+        """The one input of a model."""
+        if len(graph.inputs) != 1:
+            names = [port.get_any_name() for port in graph.inputs]
+            raise ModelError(f"the ONNX model has the inputs {names}, a vision model has one")
+        return graph.inputs[0]
+
+    def _tensor(self, values: npt.NDArray[Any]) -> Any:
+        """Values in memory of the runtime's, aligned as it likes it."""
+        tensor = self._ov.Tensor(self._ov.Type(values.dtype), list(values.shape))
+        tensor.data[...] = values
+        return tensor
+
+    def _bind(self, compiled: Any) -> list[Any]:
+        """One request for each input of the ring; outputs stay with the runtime."""
+        requests = [compiled.create_infer_request() for _ in self._feeds]
+        for request, feed in zip(requests, self._feeds, strict=True):
+            request.set_input_tensor(feed)
+        return requests
+
+    def _onnx(self) -> onnx.ModelProto:
+        import onnx
+
+        if isinstance(self._source, bytes):
+            return onnx.load_from_string(self._source)
+        return onnx.load(self._source, load_external_data=False)
+
+
+def openvino() -> Any:
+    """The `openvino` module.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise RuntimeMissing("OpenVINO is not installed", hint="pip install 'cpd-edge[openvino]'") from error
+
+
+def version() -> str:
+    """Release of the runtime, such as `2026.4.1`; the build's name is in the environment."""
+    return str(openvino().__version__).partition("-")[0]
+
+
+@functools.lru_cache(maxsize=1)
+def _core() -> Any:
+    """The runtime itself: it loads its CPU code once and holds no model."""
+    return openvino().Core()
+
+
+@functools.lru_cache(maxsize=1)
+def _reader() -> Any:
+    """What reads ONNX: asked for by name, since the runtime tries every format it knows on a damaged file."""
+    return importlib.import_module("openvino.frontend").FrontEndManager().load_by_framework("onnx")
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What the reader raises; the classes have no common base."""
+    found = importlib.import_module("openvino.frontend")
+    names = ("GeneralFailure", "InitializationFailure", "NotImplementedFailure")
+    return (RuntimeError, *(getattr(found, name) for name in (*names, "OpConversionFailure", "OpValidationFailure")))
+
+
+def _dims(port: Any) -> tuple[int | None, ...]:
+    """Shape of a port; a free dim is None."""
+    shape = port.get_partial_shape()
+    if shape.rank.is_dynamic:
+        raise ModelError("the model's input has no known rank", hint="export it with a fixed number of dims")
+    return tuple(None if dim.is_dynamic else int(dim.get_length()) for dim in shape)
+
+
+def _steps(graph: Any) -> tuple[Step, ...]:
+    """The kernels of a compiled model in execution order, from its own description."""
+    found = []
+    for node in graph.get_ordered_ops():
+        told = {name: node.rt_info[name].astype(str) for name in _TOLD}
+        sources = (node.input_value(i).get_node().get_friendly_name() for i in range(node.get_input_size()))
+        beside = told["layerType"] in _BESIDE
+        step = Step(
+            name=node.get_friendly_name(),
+            op=told["layerType"],
+            kept=() if beside else tuple(name for name in told["originalLayersNames"].split(",") if name),
+            sources=tuple(sources),
+            plain=all(_plain(layout) for layout in told["outputLayouts"].split(",")),
+            works=not beside and not told["primitiveType"].startswith("unknown"),
+        )
+        found.append((int(told["execOrder"]), step))
+    return tuple(step for _, step in sorted(found, key=lambda pair: pair[0]))
+
+
+def _plain(layout: str) -> bool:
+    """Whether a layout's name (`abcd`, `acdb`, `aBcd16b`) is the one of the model's own tensors."""
+    return layout == "".join(sorted(layout)) and layout.isalpha() and layout.islower()
+
+
+def _averages_us(request: Any, steps: tuple[Step, ...]) -> npt.NDArray[np.int64]:
+    """What the counters say now: average of each kernel since the model was compiled `[steps]` [µs]."""
+    told = {info.node_name: round(info.real_time.total_seconds() * 1e6) for info in request.profiling_info}
+    return np.array([told.get(step.name, 0) for step in steps], np.int64)
+
+
+def _reason(error: Exception) -> str:
+    """What a refusal says, without the places in the runtime's own sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    items = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")]
+    said = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return "; ".join(items) or next(iter(reversed(said)), "it gives no reason")
+
+
+def _value(value: Any) -> str:
+    """A property as it was given."""
+    named = getattr(value, "get_type_name", None)
+    return str(named() if named is not None else value)
+
+
+__all__ = ["ROUND", "SETTINGS", "OpenVinoRunner", "openvino", "version"]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import onnx
+if TYPE_CHECKING:
+    import onnx
 
 CONVERTS = "Reorder"
 """Operator of a kernel that changes a layout and computes nothing."""
@@ -25,6 +27,7 @@ class Step:
         kept: names of what it was made of, as far as the runtime kept them.
         sources: names of the kernels that it reads.
         plain: writes the layout that the model's own tensors have.
+        works: takes time of its own, as far as is known before it runs.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Step:
     kept: tuple[str, ...]
     sources: tuple[str, ...]
     plain: bool = True
+    works: bool = True
 
 
 def held_nodes(steps: Sequence[Step], model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:

@@ -31,9 +31,7 @@ def elapsed_us(averages_us: npt.NDArray[np.int64], runs: npt.NDArray[np.int64]) 
     return np.where(averages_us[-1] > 0, np.where(n > 0, middle, 0.0), 0.0)
 
 
-def quiet_ms(
-    averages_us: npt.NDArray[np.int64], runs: npt.NDArray[np.int64], walls_ms: Floats
-) -> tuple[Floats, float]:
+def quiet_ms(averages_us: npt.NDArray[np.int64], runs: npt.NDArray[np.int64], walls_ms: Floats) -> tuple[Floats, float]:
     """Mean time of each kernel over the fastest runs `[kernels]`, and of the whole inference over the same [ms].
 
     The kernels' sum is no larger than the whole, of which they are parts: reading errors are scaled away.

@@ -26,7 +26,7 @@ from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
 from cpd_edge.measure import stats
 from cpd_edge.measure.protocol import Protocol, compare, measure
-from cpd_edge.measure.runners import OnnxRunner
+from cpd_edge.measure.runtimes import ModelRunner, model_runner
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
 from cpd_edge.pipeline.request import Request
@@ -98,7 +98,7 @@ class Job:
             network = traced
             store.write_with(saved, lambda path: networks.save(network, path))
         with self.stage("comb"):
-            subject = Subject.of(network, self.task.input_shape, self.request.threads)
+            subject = Subject.of(network, self.task.input_shape, self.request.threads, self.request.runtime)
             save_groups(self.run, subject)
         if not (self.run / "dense.onnx").exists():
             with self.stage("deploy"):
@@ -121,7 +121,7 @@ class Job:
         model = finish(export_onnx(network).model, provenance)
         data = bytes(model.SerializeToString())
         images, _ = next(iter(self.task.val_loader(32)))
-        with contextlib.closing(OnnxRunner(data, threads=self.request.threads)) as runner:
+        with contextlib.closing(self.opened(data)) as runner:
             parity = check_parity(network, runner.outputs, images, self.request.parity, name)
         store.write_bytes(self.run / f"{name}.onnx", data)
         return parity
@@ -156,17 +156,21 @@ class Job:
         return table
 
     @contextlib.contextmanager
-    def engine(self, name: str) -> Iterator[OnnxRunner]:
+    def engine(self, name: str) -> Iterator[ModelRunner]:
         """An engine of the run folder, ready to time."""
-        with contextlib.closing(OnnxRunner(self.run / f"{name}.onnx", threads=self.request.threads)) as runner:
+        with contextlib.closing(self.opened(self.run / f"{name}.onnx")) as runner:
             yield runner
+
+    def opened(self, model: Path | bytes) -> ModelRunner:
+        """A model on the runtime that the run is for."""
+        return model_runner(self.request.runtime, model, threads=self.request.threads)
 
     def window(
         self, candidate: bytes, protocol: Protocol, tell: Callable[[float, str], None], keep: bool
     ) -> aim.Window:
         """Times a candidate against the dense engine in ABBA blocks; keeps the raw samples if asked to."""
         budget = self.request.budget
-        with self.engine("dense") as a, contextlib.closing(OnnxRunner(candidate, threads=self.request.threads)) as b:
+        with self.engine("dense") as a, contextlib.closing(self.opened(candidate)) as b:
             found = compare(a, b, ("dense", "pruned"), protocol, budget.quantile, progress=tell)
         if keep:
             self.run.save_measurement(found.a)

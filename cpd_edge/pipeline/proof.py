@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ class Proof:
             self._tell(len(found) / len(self._groups), f"{batch[0].name}{others}, each alone")
             keep = {g.name: self._tried[g.name] for g in batch}
             meetings = self._stepwise(keep) if len(batch) > 1 else self._alone(keep)
+            gc.collect()  # graphs hold each other in circles, and a cut network's parameters with them
             for group in batch:
                 row = self._row(group, [m for m in meetings if group.name in m.suspects])
                 if len(batch) > 1 and row.outcome not in GOOD:
@@ -141,6 +143,7 @@ class Proof:
             self._tell(at / len(todo), f"whole network, {name}")
             if keep:
                 found.append(self._plan(name, keep, judged, guilty))
+                gc.collect()
         return found
 
     def _drawn(self, group: Group, count: int) -> npt.NDArray[np.int64]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpd_edge.errors import StoreError, UsageError
+from cpd_edge.measure.runtimes import RUNNERS
 from cpd_edge.types import Budget, Constraints
 
 LEAST = {
@@ -98,8 +99,9 @@ class Request:
             raise UsageError(
                 f"unknown device {self.device!r}", hint="this version measures on this machine: --device local"
             )
-        if self.runtime != "onnxruntime":
-            raise UsageError(f"unknown runtime {self.runtime!r}", hint="this version builds for: --runtime onnxruntime")
+        if self.runtime not in RUNNERS:
+            known = " or ".join(f"--runtime {name}" for name in RUNNERS)
+            raise UsageError(f"unknown runtime {self.runtime!r}", hint=f"this version builds for {known}")
         object.__setattr__(self, "protect", (self.protect,) if isinstance(self.protect, str) else tuple(self.protect))
         _ = self.constraints
         if self.score not in SCORES:

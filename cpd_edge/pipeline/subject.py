@@ -21,7 +21,7 @@ from cpd_edge.deploy.parity import check_parity
 from cpd_edge.errors import CpdError
 from cpd_edge.layout import Keep, Widths
 from cpd_edge.measure.environment import key as environment_key
-from cpd_edge.measure.runners import OnnxRunner
+from cpd_edge.measure.runtimes import ModelRunner, model_runner
 from cpd_edge.network import Combed, Network, trace
 from cpd_edge.profile.regions import find_regions, signature
 from cpd_edge.profile.sample import profile
@@ -44,6 +44,7 @@ class Subject:
         dense_onnx: the finished dense ONNX, as it is timed.
         regions: what the runtime will run as one kernel each.
         threads: threads of the engines that are made from it.
+        runtime: what runs them.
     """
 
     combed: Combed
@@ -51,9 +52,12 @@ class Subject:
     regions: tuple[Region, ...]
     threads: int
     _cutter: OnnxCutter | None
+    runtime: str = "onnxruntime"
 
     @classmethod
-    def of(cls, model: nn.Module, input_shape: tuple[int, ...], threads: int = 1) -> Subject:
+    def of(
+        cls, model: nn.Module, input_shape: tuple[int, ...], threads: int = 1, runtime: str = "onnxruntime"
+    ) -> Subject:
         """Combs and exports a module.
 
         Raises:
@@ -67,7 +71,8 @@ class Subject:
         dense = finish(exported.model)
         named = lowered if same else combed
         regions = find_regions(dense, value_layouts(named), {b.name: (b.first, b.last) for b in named.branches})
-        return cls(combed, dense, regions, threads, cutter if same and cuts_truly(cutter, combed) else None)
+        true = same and cuts_truly(cutter, combed, runtime)
+        return cls(combed, dense, regions, threads, cutter if true else None, runtime)
 
     @property
     def network(self) -> Network:
@@ -117,12 +122,12 @@ class Subject:
             progress=progress,
         )
 
-    def runner(self, model: bytes, profile: bool = False) -> OnnxRunner:
+    def runner(self, model: bytes, profile: bool = False) -> ModelRunner:
         """An engine made from ONNX bytes."""
-        return OnnxRunner(model, threads=self.threads, profile=profile)
+        return model_runner(self.runtime, model, threads=self.threads, profile=profile)
 
 
-def cuts_truly(cutter: OnnxCutter, combed: Combed) -> bool:
+def cuts_truly(cutter: OnnxCutter, combed: Combed, runtime: str = "onnxruntime") -> bool:
     """Whether the file, cut at half of every group, computes what the cut graph does; if not, each sample is exported.
 
     The exporter's own graph may hold calls that the network's does not, with shapes that follow no rule.
@@ -130,7 +135,7 @@ def cuts_truly(cutter: OnnxCutter, combed: Combed) -> bool:
     keep = {g.name: np.arange(0, g.units, 2) for g in combed.groups.groups}
     small = cut(combed, keep)
     try:
-        with contextlib.closing(OnnxRunner(bytes(finish(cutter.cut(keep)).SerializeToString()))) as runner:
+        with contextlib.closing(model_runner(runtime, bytes(finish(cutter.cut(keep)).SerializeToString()))) as runner:
             check_parity(small, runner.outputs, small.example(), HALF_PARITY, "cut in half")
     except (CpdError, RuntimeError):  # the runtime refuses to run it, or it computes something else
         return False
@@ -148,7 +153,7 @@ def comb_record(combed: Combed, keep: Mapping[str, object] | None = None) -> dic
     kept = {name: len(units) for name, units in (keep or {}).items()}  # type: ignore[arg-type]
     return {
         "groups": [
-            {"name": g.name, "units": g.units, "kept": kept.get(g.name, g.units), "exact": g.exact}
+            {"name": g.name, "units": g.units, "kept": kept.get(g.name, g.units), "exact": g.exact, "depth": g.depth}
             for g in groups.groups
         ],
         "frozen": [store.plain(f) for f in groups.frozen],

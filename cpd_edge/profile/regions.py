@@ -318,8 +318,13 @@ class Attribution:
         """Region that a kernel's name tells, or None.
 
         The name may be a node's or a value's, with what the runtime puts before it (`fused `) or behind it
-        (`_nchwc`, `_token_7`, `/MatMulAddFusion/`).
+        (`_nchwc`, `_token_7`, `/MatMulAddFusion/`); or several of them, joined by commas: the first that is known
+        counts, which is what heads the kernel.
         """
+        found = (self._region(name) for name in ((kernel,) if kernel in self.names else kernel.split(",")))
+        return next((region for region in found if region is not None), None)
+
+    def _region(self, kernel: str) -> str | None:
         name = re.sub(r"_token_\d+$", "", kernel.removeprefix("fused "))
         while name:
             if name in self.names:

@@ -41,7 +41,7 @@ def deep(seed: int) -> Problem:
     loss = {g: losses(rng.lognormal(0, 1, int(c[-1])), c) for g, c in candidates.items()}
     for branch in ("outer", "inner"):
         candidates[branch] = np.asarray([0, 1])
-        loss[branch] = np.asarray([float(rng.lognormal(0, 1)), 0.0])
+        loss[branch] = np.asarray([float(rng.lognormal(2, 2)), 0.0])
 
     def cost(name: str, *over: str, within: tuple[str, ...] = ()) -> RegionCost:
         sizes = np.ix_(*(candidates[g].astype(float) for g in over))

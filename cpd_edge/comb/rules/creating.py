@@ -25,7 +25,7 @@ def uniform(r: Relation, n: fx.Node) -> Dims:
 
 
 @register_rule("arange", "linspace", "logspace", "eye", "scalar_tensor", "randperm", "tril_indices", "triu_indices",
-               "hann_window", "_tensor_constant")  # fmt: skip
+               "hann_window")  # fmt: skip
 def counted(r: Relation, n: fx.Node) -> Dims:
     return tuple(r.axes.fixed(size, "counted along this axis") for size in shape(n))
 

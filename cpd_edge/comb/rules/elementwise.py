@@ -12,13 +12,13 @@ from cpd_edge.comb.rules.arguments import argument, listed, resized
 
 @register_rule(
     "relu", "relu6", "hardtanh", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu",
-    "selu", "celu", "mish", "softplus", "softsign", "softshrink", "hardshrink", "threshold", "log_sigmoid", "dropout",
-    "feature_dropout", "alpha_dropout", "alias", "clone", "contiguous", "to", "_to_copy", "detach", "detach_", "exp",
+    "selu", "celu", "mish", "softplus", "softshrink", "hardshrink", "threshold", "log_sigmoid", "dropout",
+    "feature_dropout", "alpha_dropout", "alias", "clone", "contiguous", "to", "_to_copy", "detach", "exp",
     "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "square", "neg", "abs", "reciprocal", "erf", "sin", "cos",
     "tan", "atan", "floor", "ceil", "round", "trunc", "frac", "sign", "sgn", "lift_fresh_copy", "lift_fresh",
-    "bitwise_not", "logical_not", "type_as", "float", "half", "double", "nan_to_num", "isnan", "isinf", "isfinite",
-    "zero_", "fill", "fill_", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
-    "bernoulli", "hardswish_", "logit", "sinc", "positive", "view_as_real_copy", "rrelu",
+    "bitwise_not", "logical_not", "type_as", "nan_to_num", "isnan", "isinf", "isfinite",
+    "zero_", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
+    "bernoulli", "logit", "sinc", "positive", "view_as_real_copy", "rrelu",
 )  # fmt: skip
 def unary(r: Relation, n: fx.Node) -> Dims:
     return r.dims(n.args[0])
@@ -28,7 +28,7 @@ def unary(r: Relation, n: fx.Node) -> Dims:
     "add", "sub", "rsub", "mul", "div", "true_divide", "floor_divide", "remainder", "fmod", "pow", "maximum", "minimum",
     "fmax", "fmin", "where", "eq", "ne", "lt", "le", "gt", "ge", "masked_fill", "lerp", "addcmul", "addcdiv", "clamp",
     "clip", "clamp_min", "clamp_max", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "xlogy",
-    "atan2", "copy", "copy_", "hypot", "heaviside", "multiply", "subtract", "divide",
+    "atan2", "copy", "hypot", "heaviside", "multiply", "subtract", "divide",
 )  # fmt: skip
 def elementwise(r: Relation, n: fx.Node) -> Dims:
     """Equal dims agree, dims of extent 1 stretch."""

@@ -45,7 +45,7 @@ def index(r: Relation, n: fx.Node) -> Dims:
     return (*rest[:at], *new, *rest[at:])
 
 
-@register_rule("index_put", "index_put_", "_unsafe_index_put")
+@register_rule("index_put", "_unsafe_index_put")
 def index_put(r: Relation, n: fx.Node) -> Dims:
     x, picks, values = r.dims(n.args[0]), listed(n.args[1]), r.dims(n.args[2])
     over = [d for d, pick in enumerate(picks) if isinstance(pick, fx.Node)]
@@ -83,7 +83,7 @@ def gather(r: Relation, n: fx.Node) -> Dims:
     return picks
 
 
-@register_rule("scatter", "scatter_add", "scatter_reduce", "scatter_", "scatter_add_", "scatter_reduce_")
+@register_rule("scatter", "scatter_add", "scatter_reduce")
 def scatter(r: Relation, n: fx.Node) -> Dims:
     """What is written goes to named places; whether it adds there or replaces, none of it can be left out."""
     x, picks = r.dims(n.args[0]), r.dims(n.args[2])
@@ -97,7 +97,7 @@ def scatter(r: Relation, n: fx.Node) -> Dims:
     return x
 
 
-@register_rule("index_add", "index_copy", "index_reduce", "index_fill", "index_add_", "index_copy_")
+@register_rule("index_add", "index_copy", "index_reduce", "index_fill")
 def index_add(r: Relation, n: fx.Node) -> Dims:
     """As a scatter whose places are one vector."""
     x = r.dims(n.args[0])

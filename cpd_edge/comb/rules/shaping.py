@@ -11,9 +11,7 @@ from cpd_edge.comb.rules.arguments import argument, integer, listed, positive, r
 from cpd_edge.layout import Layout, Prod, Sum
 
 
-@register_rule(
-    "view", "reshape", "_unsafe_view", "unflatten", "flatten", "squeeze", "unsqueeze", "unsqueeze_", "squeeze_"
-)
+@register_rule("view", "reshape", "_unsafe_view", "unflatten", "flatten", "squeeze", "unsqueeze")
 def reshape(r: Relation, n: fx.Node) -> Dims:
     """Runs of dims with equal products nest; the one size that is -1 follows by itself."""
     out, name = r.reshape(r.dims(n.args[0]), shape(n)), op_name(n)

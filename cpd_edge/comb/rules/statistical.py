@@ -61,7 +61,7 @@ def group_norm(r: Relation, n: fx.Node) -> Dims:
     return x
 
 
-@register_rule("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin", "logsumexp")
+@register_rule("softmax", "_softmax", "log_softmax", "_log_softmax", "logsumexp")
 def softmax(r: Relation, n: fx.Node) -> Dims:
     x, over = r.dims(n.args[0]), argument(n, 1, "dim", -1)
     dims = chosen(over, len(x))
@@ -127,7 +127,7 @@ def _reduced(x: Dims, dims: list[int], rank: int) -> Dims:
 @register_rule(
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "adaptive_max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices", "lp_pool2d",
+    "adaptive_max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices",
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d",
     "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa", "_adaptive_avg_pool2d",
@@ -148,10 +148,3 @@ def grid_sample(r: Relation, n: fx.Node) -> Dims:
     r.unify(x[0], grid[0])
     r.freeze(n, [*x[2:], grid[-1]], "sampled along this axis")
     return (x[0], x[1], *grid[1:-1])
-
-
-@register_rule("local_response_norm")
-def across_channels(r: Relation, n: fx.Node) -> Dims:
-    x = r.dims(n.args[0])
-    r.freeze(n, [x[positive(1, len(x))]], "normalised with its neighbours along this axis")
-    return x
