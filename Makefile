@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 RUN ?= runs/demo
+COVERAGE ?=
 
 DEMO = cpd-edge prune zoo:resnet8 --data digits --train --train-epochs 8 --epochs 24 --speedup 2 --out runs/demo
 
@@ -63,6 +64,15 @@ kernels: $(VENV)/.all ## compile every CUDA kernel for every architecture: regis
 .PHONY: bench
 bench: $(VENV)/.all ## time the code itself (solver, statistics, report)
 	$(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only
+
+$(VENV)/.coverage: $(VENV)/.all
+	@echo "installing Torch-Pruning and transformers into $(VENV)"
+	@$(TIMED) $(INSTALL) '.[cpu,zoo,dev,coverage]'
+	@touch $@
+
+.PHONY: coverage
+coverage: $(VENV)/.coverage ## cut and verify 121 networks, beside Torch-Pruning; hours, resumes: make coverage COVERAGE='--only resnet'
+	$(BIN)/python tests/benchmarks/coverage_run.py $(COVERAGE)
 
 .PHONY: report
 report: $(VENV)/.demo ## write a run's report again: make report RUN=runs/demo

@@ -120,13 +120,15 @@ class Contraction:
         node: name of the call.
         path: where in its arguments the tensor stands that is read, outermost position first.
         dim: the dim of that tensor.
-        layout: what the dim is made of; axes that go on in the call's result stand under names of no group.
+        layout: what the dim is made of.
+        passing: axes of it that go on in the call's result, so that they are not read here.
     """
 
     node: str
     path: tuple[int, ...]
     dim: int
     layout: Layout
+    passing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,11 @@ def settle(relation: Relation) -> Combed:
     branches = find_branches(relation.network.graph, values, set(groups.widths))
     depth = tuple(Group(branch.name, 1, (), depth=True) for branch in branches)
     groups = replace(groups, groups=(*groups.groups, *depth))
-    read = (replace(c, layout=_rename(resolve(c.layout), names)) for c in relation.contractions)
-    contractions = tuple(c for c in read if not groups.widths.keys().isdisjoint(axes(c.layout)))
+    contractions = tuple(
+        replace(c, layout=_rename(resolve(c.layout), names), passing=frozenset(axes(_rename(resolve(passing), names))))
+        for c, passing in relation.contractions
+    )
+    contractions = tuple(c for c in contractions if groups.widths.keys() & (set(axes(c.layout)) - c.passing))
     return Combed(
         network=relation.network,
         groups=groups,

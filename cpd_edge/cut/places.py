@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from cpd_edge.cut.attributes import Address, fetch, put, tensors
+from cpd_edge.cut.rescale import Fold
+from cpd_edge.cut.surgery import _sliced as sliced
 from cpd_edge.errors import ModelError
-from cpd_edge.network import Combed
+from cpd_edge.layout import Keep
+from cpd_edge.network import Combed, Network
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,25 @@ class Place:
     at: str | Address
     source: str
 
+    @property
+    def name(self) -> str:
+        """Its name in the module: of the names of a tied tensor, the one that is used here."""
+        return str(self.at) if isinstance(self.at, Address) else f"{self.module}.{self.at}".lstrip(".")
+
     def held(self, model: nn.Module) -> Tensor:
         """The tensor that stands there."""
         module = model.get_submodule(self.module)
         found = fetch(module, self.at) if isinstance(self.at, Address) else getattr(module, self.kind)[self.at]
         assert isinstance(found, Tensor)
         return found
+
+    def stands(self, model: nn.Module) -> bool:
+        """Whether the module still has it; what a branch took along is gone."""
+        try:
+            module = model.get_submodule(self.module)
+        except AttributeError:
+            return False
+        return isinstance(self.at, Address) or self.at in getattr(module, self.kind)
 
     def put(self, model: nn.Module, tensor: Tensor) -> None:
         """Puts another tensor there."""
@@ -43,6 +59,35 @@ class Place:
             put(module, self.at, tensor)
         else:
             getattr(module, self.kind)[self.at] = tensor
+
+
+@dataclass(frozen=True)
+class Values:
+    """The tensors of a cut network by name, also of those that it no longer takes because a branch is left out.
+
+    Attributes:
+        small: the cut network.
+        combed: the dense network's layouts.
+        keep: ascending kept units by group.
+        state: tensors in original coordinates.
+        folds: factors on some of them.
+    """
+
+    small: Network
+    combed: Combed
+    keep: Keep
+    state: Mapping[str, Tensor]
+    folds: tuple[Fold, ...] = ()
+
+    def __call__(self, name: str) -> Tensor:
+        """The tensor that the module gets in the place of the one that the graph calls so."""
+        try:
+            tensor: Tensor = self.small.fetch(name).detach()
+        except AttributeError:
+            tensor = sliced(self.state[name], self.combed.parameters[name], self.keep)
+        for fold in self.folds:
+            tensor = fold.applied(name, tensor)
+        return tensor
 
 
 def places_of(model: nn.Module, combed: Combed) -> tuple[Place, ...]:
@@ -86,7 +131,7 @@ def fill(model: nn.Module, places: Iterable[Place], value: Callable[[str], Tenso
     """
     made: dict[str, Tensor] = {}
     same = []
-    for place in places:
+    for place in (place for place in places if place.stands(model)):
         old = place.held(model)
         if place.source not in made:
             new = value(place.source).detach()

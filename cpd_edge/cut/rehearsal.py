@@ -11,16 +11,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from cpd_edge.cut.absent import absences, replace_modules
 from cpd_edge.cut.attributes import OWN, Address, put, reads, tensors
 from cpd_edge.cut.facts import Facts, facts_of
-from cpd_edge.cut.places import Place, fill, write
+from cpd_edge.cut.places import Place, Values, fill, write
 from cpd_edge.cut.repair import Changes, Repair
 from cpd_edge.cut.rescale import Fold, compensated, folds
 from cpd_edge.cut.surgery import cut
 from cpd_edge.cut.witness import Deviation, Print, Witness, prints, relative_difference, tensors_in
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Keep
-from cpd_edge.network import Combed, Network, trace
+from cpd_edge.network import Combed, trace
 
 _TOLERANCE = {torch.float64: 1e-9}
 """Largest relative difference between two ways to compute one network, by precision."""
@@ -70,13 +71,16 @@ class Rehearsal:
             lively = {name: _lively(tensor, seed) for seed, (name, tensor) in enumerate(state.items())}
             write((self._dense.fetch(name), tensor) for name, tensor in lively.items())
             write((place.held(self.copy), lively[place.source]) for place in places)
-            self._small = cut(replace(combed, network=self._dense), keep)
+            own = replace(combed, network=self._dense)
+            self._small = cut(own, keep)
+            self._values = Values(self._small, own, keep, lively)
             self._inputs = self._dense.example(2, seed=1)
             self._read: set[tuple[int, str]] = set()
             with _remembered(self.copy), reads(self.copy) as self._read:
                 self._witness = Witness(self.copy, self._dense, self._small, self._inputs, self._tolerance)
                 with torch.no_grad():
                     gap = relative_difference(self.copy(self._inputs), self._dense(self._inputs))
+                self._absent = absences(self.copy, own, self._small, lambda model: model(self._inputs))
         except Exception as error:  # whatever a forward raises that was not made for this precision
             raise Unfit(f"{type(error).__name__}: {error}") from error
         if not gap <= self._tolerance:
@@ -88,7 +92,8 @@ class Rehearsal:
         Raises:
             ModelError: nothing that was tried makes it compute what the cut graph does.
         """
-        write(fill(self.copy, self._places, self._small.fetch))
+        replace_modules(self.copy, self._absent)
+        write(fill(self.copy, self._places, self._values))
         forget(self.copy)
         known: dict[str, list[Fold]] = {}
 
@@ -104,7 +109,7 @@ class Rehearsal:
         wrong = repair.run()
         if wrong is not None:
             raise refusal(self._original, wrong, self._facts)
-        changes = repair.changes
+        changes = replace(repair.changes, absent=self._absent)
         for path, found in known.items():
             for fold in (f for f in found if f in changes.folds):
                 for address in (Address(path, (name,)) for name in _scales(self.copy.get_submodule(path), fold)):
@@ -117,7 +122,8 @@ class Rehearsal:
     def _refill(self, touched: list[Fold], chosen: list[Fold]) -> None:
         """Writes again what some folds concern, with those that are chosen, and expects the same of the graph."""
         names = {name for fold in touched for name in fold.tensors}
-        write(fill(self.copy, [p for p in self._places if p.source in names], folded(self._small, chosen)))
+        concerned = [place for place in self._places if place.source in names]
+        write(fill(self.copy, concerned, replace(self._values, folds=tuple(chosen))))
         if tuple(chosen) not in self._wanted:
             self._wanted[tuple(chosen)] = prints(compensated(self._small, chosen), self._inputs)
         self._witness.expect(self._wanted[tuple(chosen)])
@@ -180,22 +186,6 @@ def refusal(model: nn.Module, wrong: Deviation, facts: Mapping[str, Facts]) -> M
     return _refused(model, f"{name}: {wrong.what}{at}", tuple(facts[wrong.module].groups))
 
 
-def folded(network: Network, chosen: Sequence[Fold]) -> _Folded:
-    """The network's tensors by name, with some factors on them."""
-    return _Folded(network, tuple(chosen))
-
-
-class _Folded:
-    def __init__(self, network: Network, chosen: tuple[Fold, ...]) -> None:
-        self._network, self._chosen = network, chosen
-
-    def __call__(self, name: str) -> Tensor:
-        tensor: Tensor = self._network.fetch(name).detach()
-        for fold in self._chosen:
-            tensor = fold.applied(name, tensor)
-        return tensor
-
-
 def _refused(model: nn.Module, what: str, groups: tuple[str, ...]) -> ModelError:
     names = ", ".join(groups[:6]) + (" ..." if len(groups) > 6 else "")
     whole = f", or leave whole the groups: {names}" if groups else ""
@@ -244,5 +234,15 @@ def _training_failure(model: nn.Module, inputs: Tensor) -> str:
         if isinstance(loss, Tensor):
             loss.backward()
     except Exception as error:  # whatever the user's forward raises
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return f"{said}, in {_raised_in(model, error)}"
     return ""
+
+
+def _raised_in(model: nn.Module, error: BaseException) -> str:
+    """The innermost submodule whose forward was running when something was raised."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    found, step = "", error.__traceback__
+    while step is not None:
+        found, step = paths.get(id(step.tb_frame.f_locals.get("self")), found), step.tb_next
+    return f"{found or 'the model'} ({type(model.get_submodule(found)).__name__})"

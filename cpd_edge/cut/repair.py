@@ -73,10 +73,12 @@ class Changes:
     Attributes:
         attributes: new value by address.
         folds: factors on parameters that make queries.
+        absent: what takes the place of modules that went with a branch, by path.
     """
 
     attributes: dict[Address, object] = field(default_factory=dict)
     folds: list[Fold] = field(default_factory=list)
+    absent: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 Move: TypeAlias = "tuple[Address, int] | Fold"

@@ -31,13 +31,14 @@ def check(groups: Groups, keep: Keep) -> None:
             raise ValueError(f"group {name}: kept units must ascend within 0..{group.units - 1}, got {list(units)[:8]}")
 
 
-def cut(combed: Combed, keep: Keep, state: Mapping[str, Tensor] | None = None) -> Network:
+def cut(combed: Combed, keep: Keep, state: Mapping[str, Tensor] | None = None, *, shapes: bool = True) -> Network:
     """The network without the units that `keep` leaves out.
 
     Args:
         combed: the dense network and its layouts.
         keep: ascending kept units by group; a group that is absent stays whole.
         state: parameters and buffers in original coordinates, if not the dense network's own.
+        shapes: also bring the recorded shapes up to date, which takes most of the time; to run it, none are needed.
 
     Raises:
         ValueError: `keep` does not fit the groups.
@@ -60,7 +61,10 @@ def cut(combed: Combed, keep: Keep, state: Mapping[str, Tensor] | None = None) -
     if gone:
         _leave_out(network, gone)
         _forget_unused(network, combed.parameters)
-    network.refresh()
+    if shapes:
+        network.refresh()
+    else:
+        network.recompile()
     return network
 
 

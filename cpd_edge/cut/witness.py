@@ -211,7 +211,8 @@ def relative_difference(got: Any, want: Any) -> float:
         return float("inf")
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
-        gap, most = (a.double() - b.double()).abs().max(), b.double().abs().max()
+        a, b = a.detach().double(), b.detach().double()
+        gap, most = (a - b).abs().max(), b.abs().max()
         worst = max(worst, float(gap / most) if most > 0 else float(gap))
         if gap.isnan():
             return float("inf")

@@ -8,31 +8,38 @@ batch sizes, with and without gradients, and traced anew, and after the copy tra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from cpd_edge.cut.absent import replace_modules
 from cpd_edge.cut.attributes import put
-from cpd_edge.cut.places import Place, fill, places_of, write
-from cpd_edge.cut.rehearsal import Rehearsal, Unfit, folded, forget
+from cpd_edge.cut.places import Place, Values, fill, places_of, write
+from cpd_edge.cut.rehearsal import Rehearsal, Unfit, forget
 from cpd_edge.cut.repair import Changes, declare
 from cpd_edge.cut.surgery import cut
+from cpd_edge.cut.witness import relative_difference
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Keep
 from cpd_edge.network import Combed, Network
 
+_SAME = 1e-3
+"""Largest relative difference between two networks with equal weights; a wrong one is off by its whole output."""
 
-def write_back(model: nn.Module, combed: Combed, keep: Keep, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+
+def write_back(model: nn.Module, combed: Combed, keep: Keep, student: Network | None = None) -> nn.Module:
     """Makes a cut in the module that was combed, in place, and returns it: it then computes what `cut` gives.
 
     A parameter that changes its shape is a new object, so make optimizers afterwards. Where attention takes its scale
-    from the width that it finds, the weights that make its queries carry the ratio to the scale it had.
+    from the width that it finds, the weights that make its queries carry the ratio to the scale it had. A module that
+    went with a branch gives way to one that passes its input on.
 
     Args:
         model: the module that `combed` was made from; it is as it was if anything is raised.
         combed: its graph and layouts.
         keep: ascending kept units by group; a group that is absent stays whole.
-        state: parameters and buffers in original coordinates, if not the module's own.
+        student: the same cut of the graph, trained: the module takes its weights over.
 
     Raises:
         ModelError: the module cannot take the cut; names the submodule, its line and what differs.
@@ -41,11 +48,37 @@ def write_back(model: nn.Module, combed: Combed, keep: Keep, state: Mapping[str,
     if isinstance(model, Network):
         raise ModelError("a network is cut as it is", hint="use cpd_edge.cut.cut(combed, keep)")
     places = places_of(model, combed)
-    own = {place.source: place.held(model).detach() for place in places}
-    source = {name: (state or {}).get(name, tensor).to(tensor) for name, tensor in own.items()}
+    source = {place.source: place.held(model).detach() for place in places}
     small = cut(combed, keep, source)
-    _commit(model, places, small, _rehearsed(model, combed, keep, places, source))
+    if student is not None:
+        _take_over(small, student, places)
+    changes = _rehearsed(model, combed, keep, places, source)
+    _commit(model, places, Values(small, combed, keep, source), changes)
     return model
+
+
+def _take_over(small: Network, student: Network, places: Sequence[Place]) -> None:
+    """Gives a cut network a student's weights; a tied one may have any of its names there.
+
+    Raises:
+        ModelError: the student is no training of this cut.
+    """
+    here = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+    there = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+    wrong = ""
+    for place in places:
+        for name in [name for name in (place.source, place.name) if name in there][:1]:
+            if place.source in here and here[place.source].shape == there[name].shape:
+                write([(here[place.source], there[name])])
+            else:
+                wrong = f"{name} is {list(there[name].shape)} in it"
+    if not wrong:
+        inputs = student.example()
+        with torch.no_grad():
+            gap = relative_difference(small.clone().to(inputs)(inputs), student(inputs))
+        wrong = "" if gap <= _SAME else f"its outputs differ by {gap:.1e}"
+    if wrong:
+        raise ModelError(f"the student is no training of this cut: {wrong}", hint="give the plan that it was cut by")
 
 
 def _rehearsed(
@@ -65,13 +98,14 @@ def _rehearsed(
     ) from unfit
 
 
-def _commit(model: nn.Module, places: Sequence[Place], small: Network, changes: Changes) -> None:
+def _commit(model: nn.Module, places: Sequence[Place], values: Values, changes: Changes) -> None:
     """Makes the cut; should a module refuse an attribute, all of them are put back."""
     before = [(module, *(dict(d) for d in _held(module))) for module in model.modules()]
     try:
+        replace_modules(model, changes.absent)
         for address, value in changes.attributes.items():
             put(model.get_submodule(address.module), address, value)
-        same = fill(model, places, folded(small, changes.folds))
+        same = fill(model, places, replace(values, folds=tuple(changes.folds)))
         for module in model.modules():
             declare(module)
     except BaseException:
@@ -85,4 +119,4 @@ def _commit(model: nn.Module, places: Sequence[Place], small: Network, changes: 
 
 
 def _held(module: nn.Module) -> tuple[dict[str, object], ...]:
-    return module._parameters, module._buffers, vars(module)  # type: ignore[return-value]
+    return module._parameters, module._buffers, module._modules, vars(module)  # type: ignore[return-value]

@@ -8,9 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from cpd_edge.errors import UsageError
+from cpd_edge.comb import comb
+from cpd_edge.cut.writeback import write_back
+from cpd_edge.errors import ModelError, UsageError
 from cpd_edge.intake.sets import user_loaders
 from cpd_edge.intake.tasks import Task
 from cpd_edge.network import Network, load
@@ -44,6 +47,34 @@ class Pruned:
     def verdict(self) -> str:
         """`PASS`, `FAIL` or `INCONCLUSIVE`."""
         return str(self.record["verdict"])
+
+    def write_back(self, model: nn.Module) -> nn.Module:
+        """Makes the same cut in the original module, in place, and gives it the pruned network's weights.
+
+        Its class, its names in `state_dict` and its hooks stay, so a training loop written for it goes on; make the
+        optimizer anew. It then computes what `module` does, or it is refused and left as it was.
+
+        Args:
+            model: the dense module that was pruned.
+
+        Returns:
+            The same module, cut.
+
+        Raises:
+            ModelError: it is another model, or it cannot take the cut; says where and why.
+        """
+        combed = comb(model, self.module.input_shape)
+        pruned = {group["name"]: group["units"] for group in self.record["groups"]}
+        if combed.groups.widths != pruned:
+            odd = sorted(combed.groups.widths.items() ^ pruned.items())
+            raise ModelError(
+                f"{type(model).__name__} is not the model of {self.folder}: its groups differ in {odd[0][0]}",
+                hint="give the dense module that was pruned, before any other cut",
+            )
+        plan = self.folder / "plan.json"
+        kept = read_json(plan)["keep"] if plan.exists() else {}  # the dense engine met the budget
+        keep = {name: np.asarray(units, np.int64) for name, units in kept.items()}
+        return write_back(model, combed, keep, self.module)
 
 
 def prune(

@@ -26,6 +26,9 @@ TOLERANCE = 1e-9
 FELT = 1e-7
 """Least relative change that a removal has to make for equality to mean something."""
 
+ALONE = 0.7
+"""Share of the time that groups take one by one, as far as progress is told."""
+
 LEFT_OUT = 0.3
 """Share of the branches that a random plan leaves out."""
 
@@ -111,7 +114,7 @@ class Proof:
         while batches:
             batch = batches.pop()
             others = f" and {len(batch) - 1} more" if len(batch) > 1 else ""
-            self._tell(len(found) / len(self._groups), f"{batch[0].name}{others}, each alone")
+            self._tell(ALONE * len(found) / len(self._groups), f"{batch[0].name}{others}, each alone")
             keep = {g.name: self._tried[g.name] for g in batch}
             meetings = self._stepwise(keep) if len(batch) > 1 else self._alone(keep)
             gc.collect()  # graphs hold each other in circles, and a cut network's parameters with them
@@ -140,7 +143,7 @@ class Proof:
             todo.append(("random widths over every group", self._random(self._groups), False))
         found = []
         for at, (name, keep, judged) in enumerate(todo):
-            self._tell(at / len(todo), f"whole network, {name}")
+            self._tell(ALONE + (1 - ALONE) * at / len(todo), f"whole network, {name}")
             if keep:
                 found.append(self._plan(name, keep, judged, guilty))
                 gc.collect()
@@ -160,7 +163,7 @@ class Proof:
     def _stepwise(self, keep: Keep) -> list[Meeting]:
         """Several groups in one pass; a cut that cannot be made, or not be run call by call, is everybody's failure."""
         try:
-            return self._steps.compare(cut(self._combed, keep), keep)
+            return self._steps.compare(cut(self._combed, keep, shapes=False), keep)
         except Entangled as why:
             return [Meeting(str(why), frozenset(keep), math.inf, 0.0, "entangled")]
         except Exception as error:  # whatever tracing raises over shapes that do not fit
@@ -169,7 +172,7 @@ class Proof:
     def _alone(self, keep: Keep) -> list[Meeting]:
         """One group; by the outputs, where its calls cannot be run one by one."""
         try:
-            small = cut(self._combed, keep)
+            small = cut(self._combed, keep, shapes=False)
             return self._steps.compare(small, keep)
         except Entangled:
             return [self._by_outputs(keep)]
@@ -180,7 +183,7 @@ class Proof:
         """One whole network against its mask."""
         try:
             with torch.no_grad():
-                got = _tensors(cut(self._combed, keep)(self._inputs))
+                got = _tensors(cut(self._combed, keep, shapes=False)(self._inputs))
         except Exception as error:  # as above
             return _failed(keep, error)
         want, dense = self._steps.outputs(keep), self._steps.outputs({})
@@ -208,7 +211,7 @@ class Proof:
         while len(names) > 1:
             middle = len(names) // 2
             for part in (names[:middle], names[middle:]):
-                self._tell(0.9, f"looking for the one to blame among {len(names)}")
+                self._tell(ALONE, f"looking for the one to blame among {len(names)}")
                 if _judged([self._by_outputs({n: keep[n] for n in part})], judged)[0] in ("differs", "fails"):
                     names = part
                     break

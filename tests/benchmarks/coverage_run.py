@@ -108,17 +108,17 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def fits(row: dict[str, Any]) -> bool:
+def fits(row: dict[str, Any], any_code: bool = False) -> bool:
     """Whether a result was given by today's code and versions; the CPU may be another."""
-    now = environment(row["tool"])
-    return all(row["environment"].get(k) == v for k, v in now.items() if k not in ("cpu", "python", "transformers"))
+    free = {"cpu", "python", "transformers", *(["code"] if any_code else [])}
+    return all(row["environment"].get(k) == v for k, v in environment(row["tool"]).items() if k not in free)
 
 
-def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """The last result of each network and tool that fits."""
+def read(path: Path, any_code: bool = False) -> dict[tuple[str, str], dict[str, Any]]:
+    """The last result of each network and tool that fits; of any code, if so asked, which the report then says."""
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return {(row["model"], row["tool"]): row for row in rows if fits(row)}
+    return {(row["model"], row["tool"]): row for row in rows if fits(row, any_code)}
 
 
 def run_one(model: str, tool: str, limits: Limits) -> dict[str, Any]:
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--limit-gb", type=float, default=10.0, help="memory a process may hold [GiB]")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the report")
     parser.add_argument("--again", action="store_true", help="also repeat what did not succeed")
+    parser.add_argument("--any-code", action="store_true", help="results of other versions of our code count too")
     parser.add_argument("--results", type=Path, default=ROOT / "runs/coverage/results.jsonl", help="where results lie")
     parser.add_argument("--report", type=Path, default=ROOT / "reports/coverage", help="where the report goes")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -200,13 +201,13 @@ def main() -> None:
     if not given.report_only:
         _run_all(given, chosen)
     coverage_report.write(
-        read(given.results), {m: name for name, m in wanted(coverage_models.lists(), "")}, given.report
+        read(given.results, given.any_code), {m: name for name, m in wanted(coverage_models.lists(), "")}, given.report
     )
     print(f"report in {given.report}")
 
 
 def _run_all(given: argparse.Namespace, chosen: Sequence[tuple[str, str]]) -> None:
-    done = read(given.results)
+    done = read(given.results, given.any_code)
     if given.again:
         done = {key: row for key, row in done.items() if coverage_report.succeeded(row)}
     todo = [(m, tool) for _, m in chosen for tool in given.tools.split(",") if (m, tool) not in done]

@@ -43,6 +43,7 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     found = coverage_run.read(path)
     assert set(found) == {("a", OURS), ("c", OURS)}
     assert found["a", OURS]["seconds"] == 4.0
+    assert set(coverage_run.read(path, any_code=True)) == {("a", OURS), ("b", OURS), ("c", OURS)}
 
 
 def test_the_page_adds_up(tmp_path: Path) -> None:

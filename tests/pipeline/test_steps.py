@@ -62,6 +62,6 @@ def test_scores_do_not_depend_on_what_was_drawn_before(subject: Subject, task: T
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        found.append(scores(subject.network, subject.combed.groups, task, asked()).by_group)
+        found.append(scores(subject.combed, task, asked()).by_group)
         assert torch.equal(torch.get_rng_state(), before)
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])

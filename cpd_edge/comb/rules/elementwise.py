@@ -17,7 +17,7 @@ from cpd_edge.comb.rules.arguments import argument, listed, resized
     "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "square", "neg", "abs", "reciprocal", "erf", "sin", "cos",
     "tan", "atan", "floor", "ceil", "round", "trunc", "frac", "sign", "sgn", "lift_fresh_copy", "lift_fresh",
     "bitwise_not", "logical_not", "type_as", "nan_to_num", "isnan", "isinf", "isfinite",
-    "zero_", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
+    "zero", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
     "bernoulli", "logit", "sinc", "positive", "view_as_real_copy", "rrelu",
 )  # fmt: skip
 def unary(r: Relation, n: fx.Node) -> Dims:
