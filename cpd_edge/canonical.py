@@ -65,6 +65,7 @@ def canonical(root: torch.nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if not node.users and (node.op in ("call_module", "get_attr") or op_name(node) == "_assert_tensor_metadata"):
             graph.erase_node(node)
+    graph.eliminate_dead_code(is_impure_node=has_effect)
     _fold(root, graph)
     for node in graph.nodes:
         _without_writing(node)
@@ -76,6 +77,12 @@ def canonical(root: torch.nn.Module, graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if not node.users and (op_name(node) in _FREE_OF_EFFECT or node.target in _ARITHMETIC):
             graph.erase_node(node)
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether a call matters though nobody takes its result: it writes into memory, or is an end of the graph."""
+    writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return writes or node.op in ("placeholder", "output")
 
 
 _CREATED = frozenset(
@@ -103,7 +110,8 @@ def _fold(root: torch.nn.Module, graph: fx.Graph) -> None:
         if not before and op_name(node) not in _CREATED:
             continue
         if op_name(node).startswith("new_"):
-            known[node] = getattr(aten, op_name(node)[4:]).default(*node.args[1:], dtype=value.dtype)
+            made = {"new_empty": "zeros"}.get(op_name(node), op_name(node)[4:])
+            known[node] = getattr(aten, made).default(*node.args[1:], dtype=value.dtype)
         else:
             known[node] = node.target(*fx.node.map_arg(node.args, known.get), **fx.node.map_arg(node.kwargs, known.get))
         written = written or op_name(node).endswith("_")

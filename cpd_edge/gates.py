@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from cpd_edge.canonical import argument_at, with_argument
-from cpd_edge.layout import Keep, Layout, Leaf, kept, occupants
+from cpd_edge.layout import Keep, Layout, Leaf, Prod, kept, occupants
 from cpd_edge.network import Combed, Network
 
 aten = torch.ops.aten
@@ -27,13 +27,12 @@ class Gates:
 
     Attributes:
         network: computes what the dense network does while every gate is one.
-        layouts: what the indices of each gate are made of, by the gate's name among the network's buffers.
-        passing: axes that a gate lets through, by its name.
+        layouts: what the indices of each gate are made of, by the gate's name among the network's buffers: an outer
+            part that it lets through, and the part that is read.
     """
 
     network: Network
-    layouts: Mapping[str, Layout]
-    passing: Mapping[str, frozenset[str]]
+    layouts: Mapping[str, tuple[Layout, Layout]]
 
     def factors(self) -> dict[str, Tensor]:
         """The gates, vectors `[extent]`, by name."""
@@ -43,9 +42,9 @@ class Gates:
     def close(self, keep: Keep) -> None:
         """Zeroes what `keep` leaves out, and opens everything else."""
         for name, gate in self.factors().items():
+            passing, read = self.layouts[name]
             gate.zero_()
-            read = {group: units for group, units in keep.items() if group not in self.passing[name]}
-            gate[torch.as_tensor(kept(self.layouts[name], read), device=gate.device)] = 1
+            gate.view(passing.extent, read.extent)[:, torch.as_tensor(kept(read, keep), device=gate.device)] = 1
 
     @contextlib.contextmanager
     def closed(self, keep: Keep) -> Iterator[None]:
@@ -60,9 +59,10 @@ class Gates:
         """Sum over all gates of `values` at the indices that each unit of a group occupies, `[units]`."""
         total = np.zeros(units)
         for name, value in values.items():
-            where = occupants(self.layouts[name], group)
-            if where.size and group not in self.passing[name]:
-                total += value.double().cpu().numpy()[where].sum(1)
+            passing, read = self.layouts[name]
+            where = occupants(read, group)
+            if where.size:
+                total += value.double().cpu().view(passing.extent, read.extent).sum(0).numpy()[where].sum(1)
         return total
 
 
@@ -72,18 +72,17 @@ def gated(combed: Combed) -> Gates:
     graph = network.graph
     nodes = {node.name: node for node in graph.nodes}
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(1))
-    layouts: dict[str, Layout] = {}
-    passing: dict[str, frozenset[str]] = {}
+    layouts: dict[str, tuple[Layout, Layout]] = {}
 
-    def gate(layout: Layout, through: frozenset[str], rank: int, dim: int) -> fx.Node:
+    def gate(passing: Layout, read: Layout, rank: int, dim: int) -> fx.Node:
         name = f"gate_{len(layouts)}"
-        layouts[name], passing[name] = layout, through
-        network.register_buffer(name, torch.ones(layout.extent, dtype=like.dtype, device=like.device))
+        layouts[name] = passing, read
+        network.register_buffer(name, torch.ones(passing.extent * read.extent, dtype=like.dtype, device=like.device))
         held = graph.get_attr(name)
         return graph.call_function(aten.view.default, (held, [-1 if d == dim else 1 for d in range(rank)]))
 
     ranks = {node: len(combed.values[name]) for name, node in nodes.items() if name in combed.values}
-    made: dict[tuple[fx.Node, int, Layout, frozenset[str]], fx.Node] = {}
+    made: dict[tuple[fx.Node, int, Layout, Layout], fx.Node] = {}
     for contraction in combed.contractions:
         reader = nodes[contraction.node]
         source = argument_at(reader.args, contraction.path)
@@ -91,7 +90,7 @@ def gated(combed: Combed) -> Gates:
         key = source, contraction.dim, contraction.layout, contraction.passing
         if key not in made:
             with graph.inserting_before(reader):
-                factor = gate(contraction.layout, contraction.passing, ranks[source], contraction.dim)
+                factor = gate(contraction.passing, contraction.layout, ranks[source], contraction.dim)
                 made[key] = graph.call_function(aten.mul.Tensor, (source, factor))
             ranks[made[key]] = ranks[source]
         reader.args = with_argument(reader.args, contraction.path, made[key])
@@ -99,7 +98,7 @@ def gated(combed: Combed) -> Gates:
     for branch in combed.branches:
         last = nodes[branch.last]
         with graph.inserting_before(last.next):
-            factor = gate(Leaf(branch.name, 1), frozenset(), 1, 0)
+            factor = gate(Prod(()), Leaf(branch.name, 1), 1, 0)
             through = graph.call_function(aten.mul.Tensor, (last, factor))
             shut = graph.call_function(aten.rsub.Scalar, (factor, 1))
             around = graph.call_function(aten.mul.Tensor, (joined.get(branch.first, nodes[branch.first]), shut))
@@ -107,4 +106,4 @@ def gated(combed: Combed) -> Gates:
         last.replace_all_uses_with(new, delete_user_cb=lambda user, through=through: user is not through)
     graph.lint()
     network.recompile()
-    return Gates(network, layouts, passing)
+    return Gates(network, layouts)

@@ -120,15 +120,15 @@ class Contraction:
         node: name of the call.
         path: where in its arguments the tensor stands that is read, outermost position first.
         dim: the dim of that tensor.
-        layout: what the dim is made of.
-        passing: axes of it that go on in the call's result, so that they are not read here.
+        layout: what is read of the dim.
+        passing: what goes on in the call's result instead, such as the groups of a convolution: the outer part.
     """
 
     node: str
     path: tuple[int, ...]
     dim: int
     layout: Layout
-    passing: frozenset[str] = frozenset()
+    passing: Layout
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cpd_edge.cli.console import Interrupted, show, told
+from cpd_edge.cli.device_commands import register as register_devices
 from cpd_edge.cli.engine_commands import register
 from cpd_edge.cli.text import bench_text, comb_text, doctor_text, profile_text, solve_text, summary
 from cpd_edge.cli.verify_text import verify_text
@@ -228,6 +229,7 @@ def bench(
     budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")] = None,
     quantile: Quantile = 0.5,
     runtime: Runtime = "onnxruntime",
+    device: Device = "local",
     threads: Threads = 1,
     limit_s: Annotated[float, typer.Option(help="longest time to sample [s]")] = 30.0,
     target: Annotated[float, typer.Option(help="relative half-width of the interval to stop at")] = 0.01,
@@ -245,6 +247,7 @@ def bench(
             budget_ms=budget_ms,
             quantile=quantile,
             runtime=runtime,
+            device=device,
             threads=threads,
             limit_s=limit_s,
             target=target,
@@ -277,6 +280,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 register(app)
+register_devices(app)
 
 
 def resumed(command: str, folder: Path) -> str:

@@ -60,12 +60,16 @@ def comb_text(r: dict[str, Any]) -> str:
     return "\n".join([*lines, *([f"drawing {r['drawing']}"] if "drawing" in r else [])])
 
 
+def _share(value: float | None) -> str:
+    return "not timed" if value is None else f"{value:.1%}"
+
+
 def profile_text(r: dict[str, Any]) -> str:
     """The table's quality as text."""
     return (
         f"{r['regions']} regions, {r['samples']} networks, {r['seconds']:.1f} s; dense {r['dense_ms']:.4g} ms\n"
         f"held-out plans: median error {r['holdout_median_error']:.1%}, 90 % within {r['holdout_p90_error']:.1%}; "
-        f"isolated table {r['isolated_median_error']:.1%}\n{r['table']}"
+        f"isolated table {_share(r['isolated_median_error'])}\n{r['table']}"
     )
 
 
@@ -119,7 +123,7 @@ def noise_lines(aa: dict[str, Any] | None) -> list[str]:
     ratio = {"estimate": aa["ratio"], "low": aa["ratio_low"], "high": aa["ratio_high"]}
     counts = f"{aa['samples']} samples, {aa['outliers']} outliers"
     return [
-        f"an engine against itself is {aa['outcome']}: {span(ratio, 'x')}",
+        f"an engine on {aa['runtime']} against itself is {aa['outcome']}: {span(ratio, 'x')}",
         f"median {aa['median_ms']:.4g} ms ± {aa['spread_percent']:.2g} %, {counts}",
         f"a difference of {aa['detectable_percent']:.2g} % or more shows on this machine now",
     ]

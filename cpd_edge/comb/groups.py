@@ -51,10 +51,10 @@ def settle(relation: Relation) -> Combed:
     depth = tuple(Group(branch.name, 1, (), depth=True) for branch in branches)
     groups = replace(groups, groups=(*groups.groups, *depth))
     contractions = tuple(
-        replace(c, layout=_rename(resolve(c.layout), names), passing=frozenset(axes(_rename(resolve(passing), names))))
-        for c, passing in relation.contractions
+        replace(c, layout=_rename(resolve(c.layout), names), passing=_rename(resolve(c.passing), names))
+        for c in relation.contractions
     )
-    contractions = tuple(c for c in contractions if groups.widths.keys() & (set(axes(c.layout)) - c.passing))
+    contractions = tuple(c for c in contractions if not groups.widths.keys().isdisjoint(axes(c.layout)))
     return Combed(
         network=relation.network,
         groups=groups,

@@ -74,8 +74,7 @@ class Relation:
     """That name by the tensor's identity."""
     readers: set[tuple[str, int]] = field(default_factory=set)
     shape_arguments: list[ShapeArgument] = field(default_factory=list)
-    contractions: list[tuple[Contraction, Layout]] = field(default_factory=list)
-    """Where units are read, each with what passes there."""
+    contractions: list[Contraction] = field(default_factory=list)
     node: fx.Node | None = None
     """The call that is being related."""
 
@@ -132,13 +131,19 @@ class Relation:
         assert self.node is not None
         self.freeze(self.node, layouts, f"{op_name(self.node)}: {why}")
 
-    def contract(self, node: fx.Node, *operands: tuple[int | tuple[int, ...], int], passing: Layout = UNIT) -> None:
+    def contract(
+        self,
+        node: fx.Node,
+        *operands: tuple[int | tuple[int, ...], int],
+        passing: Layout = UNIT,
+        read: Layout | None = None,
+    ) -> None:
         """Says that a call sums over a dim of its arguments, so that it reads the units there.
 
         Args:
             node: the call.
             operands: position (or path) and dim of each tensor that is summed over; masking the first is enough.
-            passing: what goes on in the result, of a dim that is summed over in part.
+            passing, read: outer part that goes on in the result, and inner part that is summed over, if not all is.
         """
         for i, (position, dim) in enumerate(operands):
             path = position if isinstance(position, tuple) else (position,)
@@ -146,7 +151,9 @@ class Relation:
             dims = self.dims(tensor)
             dim %= len(dims)
             if i == 0 and dims[dim].extent > 1:
-                self.contractions.append((Contraction(node.name, path, dim, dims[dim]), passing))
+                self.contractions.append(
+                    Contraction(node.name, path, dim, dims[dim] if read is None else read, passing)
+                )
             self._mark_reader(tensor, dim)
 
     def _mark_reader(self, tensor: object, dim: int) -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, fx, nn
 
-from cpd_edge.canonical import with_argument
+from cpd_edge.canonical import has_effect, with_argument
 from cpd_edge.gates import gated
 from cpd_edge.layout import Keep, Layout, kept, narrowed, size
 from cpd_edge.network import Branch, Combed, Network
@@ -75,12 +75,7 @@ def _leave_out(network: Network, branches: Iterable[Branch]) -> None:
     for branch in branches:
         first = instead[branch.last] = instead.get(branch.first, nodes[branch.first])
         nodes[branch.last].replace_all_uses_with(first)
-    network.graph.eliminate_dead_code(is_impure_node=_has_effect)
-
-
-def _has_effect(node: fx.Node) -> bool:
-    writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-    return writes or node.op in ("placeholder", "output")
+    network.graph.eliminate_dead_code(is_impure_node=has_effect)
 
 
 def _forget_unused(network: Network, names: Iterable[str]) -> None:
@@ -119,7 +114,9 @@ def in_own_coordinates(combed: Combed, keep: Keep, network: Network) -> Combed:
             replace(a, layout=narrowed(a.layout, widths)) for a in combed.shape_arguments if a.node in there
         ),
         contractions=tuple(
-            replace(c, layout=narrowed(c.layout, widths)) for c in combed.contractions if c.node in there
+            replace(c, layout=narrowed(c.layout, widths), passing=narrowed(c.passing, widths))
+            for c in combed.contractions
+            if c.node in there
         ),
         branches=tuple(b for b in combed.branches if b.last in there and widths.get(b.name) != 0),
     )

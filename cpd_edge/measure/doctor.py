@@ -15,7 +15,7 @@ import numpy as np
 from cpd_edge.errors import RuntimeMissing
 from cpd_edge.measure.environment import device_name, governor, load_average, pinned, turbo
 from cpd_edge.measure.protocol import Clock, Progress, Protocol, Runner, Sleep, compare
-from cpd_edge.measure.runners import OnnxRunner
+from cpd_edge.measure.runtimes import RUNNERS
 from cpd_edge.measure.stats import half_width, outliers, quantile_interval
 from cpd_edge.types import Comparison
 
@@ -49,7 +49,8 @@ def doctor(
     None), `runtimes` (`version` or None, `install`), `aa` (see `aa_report`, or None without a runtime), `warnings`.
 
     Args:
-        make_runner: makes the engine to run against itself; a small convolutional network on ONNX Runtime if None.
+        make_runner: makes the engine to run against itself; a small convolutional network on the first runtime that
+            is installed if None.
         protocol: of the A/A comparison; at most 5 s if None.
         clock, sleep, progress: as in `compare`.
     """
@@ -63,7 +64,7 @@ def doctor(
         chosen = protocol or Protocol(limit_s=5.0)
         found = compare(runner, runner, ("a", "a again"), chosen, clock=clock, sleep=sleep, progress=progress)
         runner.close()
-        aa = aa_report(found, chosen.level)
+        aa = {"runtime": runner.environment["runtime"], **aa_report(found, chosen.level)}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -152,7 +153,18 @@ def tiny_model(channels: Sequence[int] = (3, 16, 32, 32), size: int = 32, classe
 
 
 def _tiny_runner() -> Runner:
-    return OnnxRunner(tiny_model())
+    """The tiny model on the first runtime that is installed.
+
+    Raises:
+        RuntimeMissing: none is.
+    """
+    missing: list[RuntimeMissing] = []
+    for make in RUNNERS.values():
+        try:
+            return make(tiny_model())
+        except RuntimeMissing as error:
+            missing.append(error)
+    raise missing[0]
 
 
 def _package_warnings(versions: Mapping[str, str | None]) -> list[str]:

@@ -2,6 +2,7 @@
 
 A compiler keeps the names of most of what it fuses, but not of what it rewrites: a layer norm becomes a kernel of a
 made-up name. Such a kernel stands between kernels whose names are kept, so it holds the ONNX nodes between theirs.
+Where there are none, one node became several kernels, and the last of them has its name.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class _Places:
         self.claimed = {i for indices in self.own.values() for i in indices}
 
     def found(self) -> dict[str, tuple[str, ...]]:
-        places = {name: self.own[name] or self._between(name) for name in self.steps if not self._converts(name)}
+        places = {name: self._placed(name) for name in self.steps if not self._converts(name)}
         for name, step in self.steps.items():
             if self._converts(name):
                 sides = self._above(name), self._below(name)
@@ -86,6 +87,11 @@ class _Places:
                     break
                 name = name.rpartition("/")[0]
         return tuple(out)
+
+    def _placed(self, name: str) -> tuple[int, ...]:
+        if self.own[name] or not self.steps[name].sources:
+            return self.own[name]
+        return self._between(name) or next((self.own[x] for x in self._below(name)), ())
 
     def _between(self, name: str) -> tuple[int, ...]:
         """Nodes that lie before what reads a kernel and behind what it reads, and that no other kernel holds."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from cpd_edge.errors import ModelError, RuntimeMissing
 from cpd_edge.measure.driver import find_gpu
 from cpd_edge.measure.environment import capture, device_name
+from cpd_edge.measure.inputs import RING, described, ring_of, settled_shape
 from cpd_edge.measure.protocol import Runner
 from cpd_edge.measure.providers import (
     CPU,
@@ -26,9 +27,6 @@ from cpd_edge.measure.providers import (
     require_first,
     require_no_fallback,
 )
-
-RING = 8
-"""Inputs that an engine runs in turn, so that no input is always in cache."""
 
 _DTYPES: Mapping[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _KERNEL = "_kernel_time"
@@ -108,13 +106,13 @@ class OnnxRunner:
         self._session, first_load_ms = self._open(self._overrides, into)
         self._profiled = self._session if profile else None
         (source,) = self._inputs(self._session)
-        self._name, wanted = str(source.name), _shape(source.shape, batch, sample_input)
+        self._name, wanted = str(source.name), settled_shape(source.shape, batch, sample_input)
         symbols = {d: n for d, n in zip(source.shape, wanted, strict=True) if isinstance(d, str)}
         if symbols:
             self._overrides |= symbols
             self._session, first_load_ms = self._open(self._overrides, into)
             self._profiled = self._session if profile else None
-        self.ring = _ring(wanted, _DTYPES.get(source.type), sample_input, seed)
+        self.ring = ring_of(wanted, _DTYPES.get(source.type, np.void), sample_input, seed)
         if self._provider != CPU:
             self._require_placed()
         self._bindings = self._bind(self._session)
@@ -124,9 +122,7 @@ class OnnxRunner:
                 "onnxruntime", self._ort.__version__, threads, batch, self._inputs(self._session)[0].shape, precision,
                 providers=self._session.get_providers(),
             ),
-            "inputs": f"ring of {RING}, " + ("standard normal" if sample_input is None else "given samples"),
-            "input_low": float(min(values.min() for values in self.ring)),
-            "input_high": float(max(values.max() for values in self.ring)),
+            **described(self.ring, sample_input),
             "profiled": profile,
             **self._gpu(),
         }  # fmt: skip
@@ -278,39 +274,6 @@ def _refusals() -> tuple[type[Exception], ...]:
     found = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented")
     return tuple(getattr(found, name) for name in (*names, "RuntimeException"))
-
-
-def _shape(found: Sequence[int | str], batch: int, sample_input: npt.NDArray[Any] | None) -> tuple[int, ...]:
-    """The input's shape with every symbolic dim settled: first the batch, the rest by the samples.
-
-    Raises:
-        ModelError: the dims do not agree, or a symbolic one is left.
-    """
-    given = None if sample_input is None else sample_input.shape[1:]
-    rest = [d if isinstance(d, int) or given is None or i >= len(given) else given[i] for i, d in enumerate(found[1:])]
-    if not all(isinstance(d, int) for d in rest) or (given is not None and tuple(rest) != given):
-        raise ModelError(
-            f"the model's input is {list(found)}, the images are {list(given) if given is not None else 'not given'}",
-            hint="give sample_input, images of the shape that the model takes",
-        )
-    if isinstance(found[0], int) and found[0] != batch:
-        raise ModelError(
-            f"the model's batch is fixed at {found[0]}, {batch} was asked for", hint="export it with a dynamic batch"
-        )
-    return (batch, *(int(d) for d in rest))
-
-
-def _ring(
-    shape: tuple[int, ...], dtype: type[np.generic] | None, sample_input: npt.NDArray[Any] | None, seed: int
-) -> tuple[npt.NDArray[Any], ...]:
-    """`RING` seeded inputs of `shape`: standard normal, or batches drawn from the samples."""
-    if dtype is None:
-        raise ModelError("the model's input is not of float32 or float16", hint="export it with a float input")
-    random = np.random.default_rng(seed)
-    if sample_input is None:
-        return tuple(random.standard_normal(shape).astype(dtype) for _ in range(RING))
-    picks = random.integers(0, len(sample_input), (RING, shape[0]))
-    return tuple(np.ascontiguousarray(sample_input[rows], dtype) for rows in picks)
 
 
 def _kernels(events: Sequence[Mapping[str, Any]], repeats: int) -> tuple[Kernel, ...]:

@@ -38,6 +38,13 @@ class Runner(Interface):
         """Gives back what the engine holds."""
 
 
+class Runs(Interface):
+    """What can be run: the part of a runner that timing needs."""
+
+    def run(self) -> object:
+        """One inference, finished when this returns."""
+
+
 @dataclass(frozen=True)
 class Pace:
     """How inferences follow each other: blocks of `block_ns`, one inference per `period_ns` if that is given."""
@@ -81,7 +88,7 @@ class Site(Interface):
     def visit(self, order: Sequence[Runner], pace: Pace, most: int, left_ns: int) -> Visits:
         """Runs one block of each engine of `order`, `most` times over; no visit begins after `left_ns`."""
 
-    def times_ns(self, runner: Runner, repeats: int) -> npt.NDArray[np.int64]:
+    def times_ns(self, runner: Runs, repeats: int) -> npt.NDArray[np.int64]:
         """Latencies of so many inferences back to back `[repeats]` [ns]."""
 
 
@@ -119,7 +126,7 @@ class Here:
         after = involuntary_switches()
         return Visits(tuple(blocks), elapsed_ns, None if switches is None or after is None else after - switches)
 
-    def times_ns(self, runner: Runner, repeats: int) -> npt.NDArray[np.int64]:
+    def times_ns(self, runner: Runs, repeats: int) -> npt.NDArray[np.int64]:
         """See `Site`."""
         out = np.empty(repeats, np.int64)
         for i in range(repeats):
@@ -152,14 +159,14 @@ class Here:
                 self._sleep(gap_ns / 1e9)
 
 
-def site_of(runners: Sequence[Runner], clock: Clock, sleep: Sleep) -> Site:
+def site_of(runners: Sequence[Runs], clock: Clock, sleep: Sleep) -> Site:
     """The one site of these engines: this process, unless they say otherwise.
 
     Raises:
         UsageError: they run in different places, which no window holds together.
     """
     sites = [getattr(runner, "site", None) for runner in runners]
-    if any(site is not sites[0] for site in sites):
+    if any(site != sites[0] for site in sites):
         raise UsageError(
             "the engines run on different devices, so their blocks cannot alternate",
             hint="open both with the same --device",
@@ -167,7 +174,7 @@ def site_of(runners: Sequence[Runner], clock: Clock, sleep: Sleep) -> Site:
     return sites[0] if sites[0] is not None else Here(clock, sleep)
 
 
-def times_ms(runner: Runner, repeats: int, clock: Clock) -> npt.NDArray[np.float64]:
+def times_ms(runner: Runs, repeats: int, clock: Clock) -> npt.NDArray[np.float64]:
     """Latencies of `repeats` inferences back to back, timed where the engine runs `[repeats]` [ms]."""
     return site_of([runner], clock, lambda _: None).times_ns(runner, repeats) / 1e6
 

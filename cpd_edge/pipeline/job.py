@@ -26,7 +26,8 @@ from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
 from cpd_edge.measure import stats
 from cpd_edge.measure.protocol import Protocol, compare, measure
-from cpd_edge.measure.runtimes import ModelRunner, model_runner
+from cpd_edge.measure.remote import device_runner
+from cpd_edge.measure.runtimes import ModelRunner
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
 from cpd_edge.pipeline.request import Request
@@ -98,7 +99,9 @@ class Job:
             network = traced
             store.write_with(saved, lambda path: networks.save(network, path))
         with self.stage("comb"):
-            subject = Subject.of(network, self.task.input_shape, self.request.threads, self.request.runtime)
+            subject = Subject.of(
+                network, self.task.input_shape, self.request.threads, self.request.runtime, self.request.device
+            )
             save_groups(self.run, subject)
         if not (self.run / "dense.onnx").exists():
             with self.stage("deploy"):
@@ -163,7 +166,7 @@ class Job:
 
     def opened(self, model: Path | bytes) -> ModelRunner:
         """A model on the runtime that the run is for."""
-        return model_runner(self.request.runtime, model, threads=self.request.threads)
+        return device_runner(self.request.device, self.request.runtime, model, threads=self.request.threads)
 
     def window(
         self, candidate: bytes, protocol: Protocol, tell: Callable[[float, str], None], keep: bool

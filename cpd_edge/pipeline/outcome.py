@@ -18,7 +18,7 @@ from cpd_edge.intake.metrics import Metric, delta_interval, interval
 from cpd_edge.layout import Widths, size
 from cpd_edge.measure import stats
 from cpd_edge.measure.protocol import INSIDE
-from cpd_edge.measure.runners import OnnxRunner
+from cpd_edge.measure.runtimes import TITLES
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.aim import Window
 from cpd_edge.pipeline.steps import Student
@@ -38,8 +38,8 @@ WORST = 5
 """How many classes are listed as the ones that lost most."""
 
 LIMITS = (
-    "Latency was measured on this machine's CPU with ONNX Runtime, one image at a time, back to back; "
-    "it says nothing of another device.",
+    "Latency was measured on this machine's CPU with {runtime}, one image at a time, back to back; "
+    "it says nothing of another device or runtime.",
     "No part of this was run on a GPU or a Jetson.",
     "Held-out plans also decide when profiling may stop, so the table's error on other plans may be a little larger.",
 )
@@ -131,7 +131,7 @@ def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
         hashes={f: hashlib.sha256((run / f).read_bytes()).hexdigest() for f in files},
         input=job.task.data.contract(),
         size_bytes={n: (run / f"{n}.onnx").stat().st_size for n in ("dense", "pruned")},
-        limits=LIMITS,
+        limits=[line.format(runtime=TITLES[job.request.runtime]) for line in LIMITS],
         reason=_reason(run.record, window, budget.tolerance),
         verdict=window.verdict,
     )
@@ -177,7 +177,7 @@ def _quality(job: Job) -> dict[str, Any]:
 
 def _engine_metric(job: Job, name: str) -> Metric:
     metric = job.task.metric()
-    with contextlib.closing(OnnxRunner(job.run / f"{name}.onnx", threads=torch.get_num_threads())) as runner:
+    with job.engine(name) as runner:
         for images, targets in job.task.val_loader(128):
             job.task.update(metric, torch.from_numpy(runner.outputs(images.numpy())), targets)
     return metric

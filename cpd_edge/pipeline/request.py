@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpd_edge.errors import StoreError, UsageError
+from cpd_edge.measure.remote import require_device
 from cpd_edge.measure.runtimes import RUNNERS
 from cpd_edge.types import Budget, Constraints
 
@@ -95,13 +96,10 @@ class Request:
     profiles: str = field(default_factory=lambda: str(tables_root()))
 
     def __post_init__(self) -> None:
-        if self.device != "local":
-            raise UsageError(
-                f"unknown device {self.device!r}", hint="this version measures on this machine: --device local"
-            )
         if self.runtime not in RUNNERS:
             known = " or ".join(f"--runtime {name}" for name in RUNNERS)
             raise UsageError(f"unknown runtime {self.runtime!r}", hint=f"this version builds for {known}")
+        require_device(self.device, self.runtime)
         object.__setattr__(self, "protect", (self.protect,) if isinstance(self.protect, str) else tuple(self.protect))
         _ = self.constraints
         if self.score not in SCORES:

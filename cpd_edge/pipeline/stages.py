@@ -15,7 +15,7 @@ from cpd_edge import store
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.models import RandomWeightsWarning, load_model
 from cpd_edge.intake.tasks import Task, check_model, load_task
-from cpd_edge.measure.runners import onnxruntime
+from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.network import Network
 from cpd_edge.pipeline import outcome
 from cpd_edge.pipeline.job import Job
@@ -51,7 +51,7 @@ def run(
         CpdError: bad input, before any work; or a stage that failed, with what it was.
         InfeasibleError: no plan meets the budget; the record and the report say so too.
     """
-    onnxruntime()
+    require_runtime(request.runtime)
     torch.manual_seed(request.seed)
     task = data or load_task(
         request.data,

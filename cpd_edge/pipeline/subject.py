@@ -21,6 +21,7 @@ from cpd_edge.deploy.parity import check_parity
 from cpd_edge.errors import CpdError
 from cpd_edge.layout import Keep, Widths
 from cpd_edge.measure.environment import key as environment_key
+from cpd_edge.measure.remote import device_runner
 from cpd_edge.measure.runtimes import ModelRunner, model_runner
 from cpd_edge.network import Combed, Network, trace
 from cpd_edge.profile.regions import find_regions, signature
@@ -45,6 +46,7 @@ class Subject:
         regions: what the runtime will run as one kernel each.
         threads: threads of the engines that are made from it.
         runtime: what runs them.
+        device: where.
     """
 
     combed: Combed
@@ -53,10 +55,16 @@ class Subject:
     threads: int
     _cutter: OnnxCutter | None
     runtime: str = "onnxruntime"
+    device: str = "local"
 
     @classmethod
     def of(
-        cls, model: nn.Module, input_shape: tuple[int, ...], threads: int = 1, runtime: str = "onnxruntime"
+        cls,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        threads: int = 1,
+        runtime: str = "onnxruntime",
+        device: str = "local",
     ) -> Subject:
         """Combs and exports a module.
 
@@ -72,7 +80,7 @@ class Subject:
         named = lowered if same else combed
         regions = find_regions(dense, value_layouts(named), {b.name: (b.first, b.last) for b in named.branches})
         true = same and cuts_truly(cutter, combed, runtime)
-        return cls(combed, dense, regions, threads, cutter if true else None, runtime)
+        return cls(combed, dense, regions, threads, cutter if true else None, runtime, device)
 
     @property
     def network(self) -> Network:
@@ -124,7 +132,7 @@ class Subject:
 
     def runner(self, model: bytes, profile: bool = False) -> ModelRunner:
         """An engine made from ONNX bytes."""
-        return model_runner(self.runtime, model, threads=self.threads, profile=profile)
+        return device_runner(self.device, self.runtime, model, threads=self.threads, profile=profile)
 
 
 def cuts_truly(cutter: OnnxCutter, combed: Combed, runtime: str = "onnxruntime") -> bool:

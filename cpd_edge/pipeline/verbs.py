@@ -18,8 +18,9 @@ from cpd_edge.intake.models import load_model
 from cpd_edge.measure import stats
 from cpd_edge.measure.engine_file import record_path
 from cpd_edge.measure.protocol import Protocol, Runner, compare, measure
+from cpd_edge.measure.remote import device_runner, observed, require_device
 from cpd_edge.measure.runners import onnxruntime
-from cpd_edge.measure.runtimes import model_runner, require_runtime
+from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.draw import check_place, write_drawing
 from cpd_edge.pipeline.engines import open_runner
@@ -96,7 +97,7 @@ def profile(
     Request(model, "", Budget(speedup=2), device=device, runtime=runtime, threads=threads, samples=samples)
     require_runtime(runtime)
     progress("comb", 0.0, "")
-    subject = Subject.of(_model(model, input_shape, weights, num_classes), input_shape, threads, runtime)
+    subject = Subject.of(_model(model, input_shape, weights, num_classes), input_shape, threads, runtime, device)
     progress("comb", 1.0, "")
     key = subject.key()
     folder = table_folder(Path(profiles) if profiles else tables_root(), key)
@@ -165,6 +166,7 @@ def bench(
     budget_ms: float | None,
     quantile: float,
     runtime: str = "onnxruntime",
+    device: str = "local",
     threads: int,
     limit_s: float,
     target: float,
@@ -173,7 +175,8 @@ def bench(
     progress: Progress,
 ) -> dict[str, Any]:
     """Times an engine, alone or paired with a reference."""
-    if any(path is not None and not record_path(path).exists() for path in (engine, against)):
+    require_device(device, runtime)
+    if device == "local" and any(p is not None and not record_path(p).exists() for p in (engine, against)):
         require_runtime(runtime)
     for path in (engine, against):
         if path is not None and not path.is_file():
@@ -188,7 +191,9 @@ def bench(
         progress("bench", fraction, text)
 
     def opened(path: Path) -> Runner:
-        return open_runner(path) if record_path(path).exists() else model_runner(runtime, path, threads=threads)
+        if record_path(path).exists():
+            return open_runner(path)
+        return device_runner(device, runtime, path, threads=threads)
 
     with contextlib.closing(opened(engine)) as runner:
         if against is None:
@@ -197,9 +202,10 @@ def bench(
             with contextlib.closing(opened(against)) as reference:
                 both = compare(reference, runner, (against.stem, engine.stem), protocol, quantile, progress=tell)
             found, extra = both.b, _compared(engine, against, both, quantile)
+        seen = observed(runner, found)
     latency = stats.quantile_interval(found.samples_ns / 1e6, quantile)
     result = {"engine": str(engine), "quantile": quantile, "latency_ms": latency, "stop": found.stop}
-    result |= {"steady": found.steady, "environment": found.environment, **extra}
+    result |= {"steady": found.steady, "environment": found.environment, **extra, **seen}
     if budget_ms is not None:
         result |= {"budget_ms": budget.limit_ms, "verdict": stats.verdict(latency, budget_ms)}
     if out is not None:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from cpd_edge.measure.site import times_ms
 from cpd_edge.profile.regions import infer_shapes, node_name
 from cpd_edge.types import Region, Widths
 
@@ -115,12 +116,8 @@ def _single(
 
 
 def _timed_ms(runner: Runner, clock: Callable[[], int]) -> float:
-    times = []
     try:
-        for _ in range(REPEATS):
-            start = clock()
-            runner.run()
-            times.append((clock() - start) / 1e6)
+        times = times_ms(runner, REPEATS, clock)
     finally:
         runner.close()
     return float(np.quantile(times[2:], 0.25))

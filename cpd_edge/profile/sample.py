@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnx
 
 from cpd_edge.errors import CpdError, TableError
+from cpd_edge.measure.site import times_ms
 from cpd_edge.profile import isolated
 from cpd_edge.profile.regions import Attribution, Kernel, Times
 from cpd_edge.profile.table import LatencyTable, Sample
@@ -296,12 +297,7 @@ class _Bench:
             self._dense.close()
 
     def _time_ms(self, runner: Runner, repeats: int) -> npt.NDArray[np.float64]:
-        out = np.empty(repeats)
-        for i in range(repeats):
-            start = self._clock()
-            runner.run()
-            out[i] = (self._clock() - start) / 1e6
-        return out
+        return times_ms(runner, repeats, self._clock)
 
     def _affordable(self, once_ms: float) -> int:
         return int(np.clip(SECONDS_PER_SAMPLE / 2 * 1e3 / max(once_ms, 1e-3), FEWEST, MOST))

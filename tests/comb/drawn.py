@@ -10,6 +10,11 @@ from torch import Tensor, nn
 
 INPUT = (3, 8, 8)
 
+KINDS = (
+    "conv", "norm", "depthwise", "grouped", "residual", "concat", "dense", "split", "gate", "shortcut", "shuffle",
+    "pixels", "transposed", "scale",
+)  # fmt: skip
+
 
 class Drawn(nn.Module):
     """A chain of steps over feature maps, drawn by a seed, then flatten and a linear head."""
@@ -22,7 +27,7 @@ class Drawn(nn.Module):
         self.channels = 4 * rng.randint(1, 3)
         self.layers["stem"] = nn.Conv2d(INPUT[0], self.channels, 3, padding=1)
         for i in range(steps):
-            kind = rng.choice(["conv", "norm", "depthwise", "grouped", "residual", "concat", "dense", "split", "gate"])
+            kind = rng.choice(KINDS)
             self.program.append((kind, f"{kind}{i}"))
             getattr(self, f"_make_{kind}")(f"{kind}{i}", rng)
         self.layers["head"] = nn.Linear(self.channels * 4, 5)
@@ -67,6 +72,29 @@ class Drawn(nn.Module):
             nn.Conv2d(self.channels, squeezed, 1), nn.ReLU(), nn.Conv2d(squeezed, self.channels, 1)
         )
 
+    def _make_shortcut(self, name: str, rng: random.Random) -> None:
+        before, self.channels = self.channels, self.channels + 4
+        self.layers[name] = nn.Conv2d(before, self.channels, 3, padding=1)
+
+    def _make_shuffle(self, name: str, rng: random.Random) -> None:
+        self.layers[name] = nn.Sequential(nn.ChannelShuffle(2), nn.Conv2d(self.channels, self.channels, 1, groups=2))
+
+    def _make_pixels(self, name: str, rng: random.Random) -> None:
+        self.layers[name] = nn.Sequential(
+            nn.PixelUnshuffle(2), nn.Conv2d(4 * self.channels, 4 * self.channels, 1), nn.PixelShuffle(2)
+        )
+
+    def _make_transposed(self, name: str, rng: random.Random) -> None:
+        c_out = 4 * rng.randint(1, 3)
+        self.layers[name] = nn.ConvTranspose2d(self.channels, c_out, 3, padding=1, groups=rng.choice([1, 2]))
+        self.channels = c_out
+
+    def _make_scale(self, name: str, rng: random.Random) -> None:
+        self.layers[name] = nn.ModuleList(
+            [nn.Conv2d(self.channels, self.channels, 1, bias=False), nn.PReLU(self.channels)]
+        )
+        self.layers[name].register_parameter("gamma", nn.Parameter(torch.zeros(self.channels, 1, 1)))
+
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.layers["stem"](x))
         for kind, name in self.program:
@@ -82,6 +110,10 @@ class Drawn(nn.Module):
                 x = torch.cat([second, layer(first)], 1)
             elif kind == "gate":
                 x = x * F.relu(layer(F.adaptive_max_pool2d(x, 1)))
+            elif kind == "shortcut":
+                x = layer(x) + F.pad(x, (0, 0, 0, 0, 2, 2))
+            elif kind == "scale":
+                x = x + layer.gamma * layer[1](layer[0](x))
             elif kind == "norm":
                 x = F.relu(layer(x))
             else:

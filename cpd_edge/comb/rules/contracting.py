@@ -42,7 +42,7 @@ def _convolve(r: Relation, n: fx.Node, *, out_dim: int, in_dim: int) -> Dims:
         r.unify(c_in, Prod((g, per_in)))
         c_out = Prod((g, per_out))
         if per_in.extent > 1:
-            r.contract(n, (0, 1), *(((1, 1),) if in_dim == 1 else ()), passing=g)
+            r.contract(n, (0, 1), *(((1, 1),) if in_dim == 1 else ()), passing=g, read=per_in)
         r.shape_argument(n, (6,), g)
     bias = r.optional(n, 2)
     if bias:
@@ -132,8 +132,8 @@ def einsum(r: Relation, n: fx.Node) -> Dims:
                 of[letter] = dims[d]
             if letter not in result:
                 read.setdefault(letter, []).append(((1, i), d))
-    for places in read.values():
-        r.contract(n, *sorted(places, key=lambda at: r.dims(tensors[at[0][1]])[at[1]].extent == 1))
+    for ends in read.values():  # a dim of extent 1 stretches: what is masked is the other
+        r.contract(n, *sorted(ends, key=lambda end: r.dims(tensors[end[0][1]])[end[1]].extent == 1))
     lead = r.broadcast(dots) if dots else ()
     before, dotted, after = result.partition("...")
     if lead and not dotted:

@@ -11,14 +11,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from cpd_edge.cut.absent import absences, replace_modules
-from cpd_edge.cut.attributes import OWN, Address, put, reads, tensors
-from cpd_edge.cut.facts import Facts, facts_of
-from cpd_edge.cut.places import Place, Values, fill, write
-from cpd_edge.cut.repair import Changes, Repair
-from cpd_edge.cut.rescale import Fold, compensated, folds
 from cpd_edge.cut.surgery import cut
-from cpd_edge.cut.witness import Deviation, Print, Witness, prints, relative_difference, tensors_in
+from cpd_edge.cut.writeback.absent import absences, replace_modules
+from cpd_edge.cut.writeback.attributes import OWN, Address, put, reads, tensors
+from cpd_edge.cut.writeback.facts import Facts, facts_of
+from cpd_edge.cut.writeback.places import Place, Values, fill, write
+from cpd_edge.cut.writeback.repair import Changes, Repair
+from cpd_edge.cut.writeback.rescale import Fold, compensated, folds
+from cpd_edge.cut.writeback.witness import Deviation, Print, Witness, prints, relative_difference, tensors_in
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Keep
 from cpd_edge.network import Combed, trace
@@ -188,7 +188,7 @@ def refusal(model: nn.Module, wrong: Deviation, facts: Mapping[str, Facts]) -> M
 
 def _refused(model: nn.Module, what: str, groups: tuple[str, ...]) -> ModelError:
     names = ", ".join(groups[:6]) + (" ..." if len(groups) > 6 else "")
-    whole = f", or leave whole the groups: {names}" if groups else ""
+    whole = f", or leave whole (`protect`) the groups {names}" if groups else ""
     return ModelError(
         f"{type(model).__name__} cannot take the cut as it is written: {what}",
         hint=f"use the pruned graph itself (`run.module`, `pruned.pt2`){whole}",
@@ -230,7 +230,9 @@ def _training_failure(model: nn.Module, inputs: Tensor) -> str:
     """What a forward and a backward pass in training mode raise, or ''."""
     model.train()
     try:
-        loss = sum(t.sum() for t in tensors_in(model(inputs)) if t.requires_grad)
+        with torch.random.fork_rng():
+            outputs = tensors_in(model(inputs))
+        loss = sum(t.sum() for t in outputs if t.requires_grad)
         if isinstance(loss, Tensor):
             loss.backward()
     except Exception as error:  # whatever the user's forward raises

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cpd_edge.cut.attributes import Address, fetch, put, tensors
-from cpd_edge.cut.rescale import Fold
 from cpd_edge.cut.surgery import _sliced as sliced
+from cpd_edge.cut.writeback.attributes import Address, fetch, put, tensors
+from cpd_edge.cut.writeback.rescale import Fold
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Keep
 from cpd_edge.network import Combed, Network

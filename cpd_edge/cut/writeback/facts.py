@@ -18,7 +18,6 @@ from cpd_edge.network import Combed
 _POSITIONS = frozenset(("dim", "dims", "dim0", "dim1", "start_dim", "end_dim", "index", "normalized_shape"))
 """Arguments whose integers count dims, or are extents anyway: they say nothing of an attribute's meaning."""
 
-
 _FEW = 8
 """Up to so many parts every run of them counts, beyond it only those at either end."""
 
@@ -51,11 +50,13 @@ class Facts:
         return found.pop() if len(found) == 1 and value not in self.stays else value
 
     def candidates(self, value: int) -> list[int]:
-        """All that an integer may become, the likeliest first; itself is not among them."""
+        """All that an integer may become, the likeliest first, multiples and parts of extents last; not itself."""
+        if value < 2:
+            return []
         found = [new for level in self.levels for new in level.get(value, ())]
         for level in self.levels:
             for old, news in level.items():
-                if old > value > 0 and old % value == 0:
+                if old > value and old % value == 0:
                     found += [new // (old // value) for new in news if new % (old // value) == 0]
                 elif value > old > 1 and value % old == 0:
                     found += [new * (value // old) for new in news]

@@ -14,10 +14,10 @@ from typing import TypeAlias
 
 from torch import nn
 
-from cpd_edge.cut.attributes import Address, fetch, integers, put
-from cpd_edge.cut.facts import Facts
-from cpd_edge.cut.rescale import Fold
-from cpd_edge.cut.witness import Deviation, Witness
+from cpd_edge.cut.writeback.attributes import Address, fetch, integers, put
+from cpd_edge.cut.writeback.facts import Facts
+from cpd_edge.cut.writeback.rescale import Fold
+from cpd_edge.cut.writeback.witness import Deviation, Witness
 
 _TRIES = 64
 """Runs that one module is searched with."""
@@ -134,7 +134,8 @@ class Repair:
                 continue
             for address, value in integers(path, module, members=False):
                 read = self._read(address)
-                if (read or str(address.steps[0]) in vars(module)) and facts.settled(value, read) != value:
+                plain = len(address.steps) == 1 and str(address.steps[0]) in vars(module)
+                if (read or plain) and facts.settled(value, read) != value:
                     yield address, facts.settled(value, read)
 
     def _show(self, changes: Changes) -> None:
@@ -194,17 +195,17 @@ class Repair:
         folds = self._folds(wrong.module)
         if wrong.shape_fits:
             yield from folds
-        found: list[tuple[Address, int]] = []
-        facts = self._facts[wrong.module]
-        for path in self._reachable(wrong.module):
-            for address, _ in integers(path, self._modules[path], members=True):
-                now = fetch(self._modules[path], address)
-                value = self._before.get(address, now)
-                if self._read(address) and isinstance(value, int) and isinstance(now, int):
-                    news = [*facts.candidates(value), *([value] if now != value else [])]
-                    found += [(address, new) for new in news if new != now]
         known = self._learned.get(type(self._modules[wrong.module]), [])
-        yield from sorted(found, key=lambda move: move[0].steps not in known)
+        found: list[tuple[bool, int, Address, int]] = []
+        for path in self._reachable(wrong.module):
+            for address, now in integers(path, self._modules[path], members=True):
+                value = self._before.get(address, now)
+                if self._read(address) and isinstance(value, int):
+                    news = [*self._facts[wrong.module].candidates(value), value]
+                    moves = [(address, new) for new in news if new != now]
+                    found += [(address.steps not in known, i, *move) for i, move in enumerate(moves)]
+        for _, _, address, new in sorted(found, key=lambda move: move[:2]):
+            yield address, new
         if not wrong.shape_fits:
             yield from folds
 

@@ -37,8 +37,8 @@ class Absent(nn.Module):
 def absences(model: nn.Module, combed: Combed, small: Network, run: Callable[[nn.Module], object]) -> dict[str, Absent]:
     """Stand-ins, by path, for the outermost modules all of whose calls a cut left out.
 
-    Where a branch ends in an addition that a module outside of it makes, the last of its modules gives zeros; all
-    others pass on what they are given.
+    Where a branch ends in an addition that a module outside of it makes, its modules give zeros, new ones each, for
+    what lies between may work in place. Otherwise they pass on what they are given.
 
     Args:
         model: the dense module.
@@ -57,8 +57,7 @@ def absences(model: nn.Module, combed: Combed, small: Network, run: Callable[[nn
     for branch in branches:
         last = nodes[branch.last]
         if op_name(last) in ("add", "add_") and gone.isdisjoint(_modules(last)):
-            added = [n for n in last.all_input_nodes if n.name in branch.inside]
-            zeros |= {path for node in added for path in _modules(node) if path in outermost}
+            zeros |= {path for name in branch.inside & left_out for path in _modules(nodes[name]) if path in outermost}
     results = _results(model, outermost, run) if outermost else {}
     return {path: Absent(zeros=path in zeros, results=results.get(path, 0)) for path in sorted(outermost)}
 

@@ -1,9 +1,4 @@
-"""Write-back: the cut that the graph took, made in the user's own module, which keeps its class, names and hooks.
-
-Parameters and buffers are sliced as the graph's are. What the forward reads beside them (`num_heads`, `hidden_dim`,
-split sizes) is found by evidence. A module is changed only after a copy of it computed what the cut graph does, in two
-batch sizes, with and without gradients, and traced anew, and after the copy trained; otherwise it is refused by name.
-"""
+"""The cut made in the user's own module, after a rehearsal on a copy has found and verified what follows it."""
 
 from __future__ import annotations
 
@@ -13,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from cpd_edge.cut.absent import replace_modules
-from cpd_edge.cut.attributes import put
-from cpd_edge.cut.places import Place, Values, fill, places_of, write
-from cpd_edge.cut.rehearsal import Rehearsal, Unfit, forget
-from cpd_edge.cut.repair import Changes, declare
 from cpd_edge.cut.surgery import cut
-from cpd_edge.cut.witness import relative_difference
+from cpd_edge.cut.writeback.absent import replace_modules
+from cpd_edge.cut.writeback.attributes import put
+from cpd_edge.cut.writeback.places import Place, Values, fill, places_of, write
+from cpd_edge.cut.writeback.rehearsal import Rehearsal, Unfit, forget
+from cpd_edge.cut.writeback.repair import Changes, declare
+from cpd_edge.cut.writeback.witness import relative_difference
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Keep
 from cpd_edge.network import Combed, Network

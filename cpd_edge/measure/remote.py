@@ -1,0 +1,230 @@
+"""Engines on another device: the same questions as to a local one, answered there, timed there."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpd_edge.errors import ModelError, UsageError
+from cpd_edge.measure.devices import LOCAL, get
+from cpd_edge.measure.runners import RING, Kernel, KernelTimes, _kernels
+from cpd_edge.measure.runtimes import ModelRunner, model_runner
+from cpd_edge.measure.site import Block, Pace, Runner, Runs, Visits
+from cpd_edge.measure.ssh import DeviceError
+from cpd_edge.measure.station import Station, station
+from cpd_edge.measure.telemetry import energy, reading, throttling
+from cpd_edge.types import Measurement
+
+RUNTIME = "onnxruntime"
+"""What the agent runs engines on."""
+
+
+@dataclass(frozen=True)
+class RemoteSite:
+    """A device that times its own engines: one request a visit schedule, no message between two inferences."""
+
+    station: Station
+
+    def moment(self) -> Mapping[str, Any]:
+        """See `Site`: the device's, not ours."""
+        found: dict[str, Any] = self.station.ask("moment")[0]["moment"]
+        return found
+
+    def warm_up(self, runners: Sequence[Runner], pace: Pace, warmup_ns: int) -> None:
+        """See `Site`."""
+        self.station.ask("warm", order=_numbers(runners), warmup_ns=warmup_ns, period_ns=pace.period_ns)
+
+    def visit(self, order: Sequence[Runner], pace: Pace, most: int, left_ns: int) -> Visits:
+        """See `Site`. Time in which the device waits for us does not count."""
+        done, visits = self.station.ask(
+            "visits",
+            order=_numbers(order),
+            most=most,
+            left_ns=left_ns,
+            block_ns=pace.block_ns,
+            period_ns=pace.period_ns,
+        )
+        if len(visits) != done["visits"]:
+            raise DeviceError(
+                f"{self.station.device.name} made {done['visits']} visits, {len(visits)} arrived",
+                hint="this is a bug: please report it",
+                name="lost",
+            )
+        blocks = tuple(Block(samples, starts) for visit in visits for samples, starts in visit)
+        return Visits(blocks, done["elapsed_ns"], done["switches"])
+
+    def times_ns(self, runner: Runs, repeats: int) -> npt.NDArray[np.int64]:
+        """See `Site`."""
+        done, _ = self.station.ask("times", engine=_numbers([runner])[0], repeats=repeats)
+        return np.asarray(done["samples_ns"], np.int64)
+
+
+class RemoteRunner:
+    """An ONNX model on a device's ONNX Runtime: `OnnxRunner`, elsewhere.
+
+    Args:
+        at: the device's station, or the name of a device.
+        model, threads, batch, seed, profile, sample_input, precision, provider: as of `OnnxRunner`; the ring of inputs
+            is the same, as far as NumPy's generator is.
+
+    Attributes:
+        environment: of the device; its name comes first, so that it is never taken for this machine.
+        load_ms: `first_load` and `first_inference`, apart.
+        site: the device, which times by itself.
+
+    Raises:
+        DeviceError: the device cannot be reached or used.
+        RuntimeMissing: it lacks the runtime, or its build lacks the provider.
+        ModelError: no model that the runtime there takes.
+        EnvironmentMismatch: the provider did not start there, or nodes fell back to its CPU.
+    """
+
+    def __init__(
+        self,
+        at: Station | str,
+        model: Path | bytes,
+        *,
+        threads: int = 1,
+        batch: int = 1,
+        seed: int = 0,
+        profile: bool = False,
+        sample_input: npt.NDArray[Any] | None = None,
+        precision: str = "fp32",
+        provider: str = "cpu",
+    ) -> None:
+        self._station = station(get(at)) if isinstance(at, str) else at
+        self.site = RemoteSite(self._station)
+        self._options = {"threads": threads, "batch": batch, "seed": seed, "profile": profile, "provider": provider}
+        self._data = model if isinstance(model, bytes) else model.read_bytes()
+        ring = None
+        if sample_input is not None:
+            picks = np.random.default_rng(seed).integers(0, len(sample_input), (RING, batch))
+            ring = self._station.send(_npy(sample_input[picks]))
+        self.number, answer = self._load(ring)
+        found = answer["environment"]
+        self.load_ms: Mapping[str, float] = answer["load_ms"]
+        self.environment: Mapping[str, Any] = {
+            **{name: value for name, value in found.items() if not name.startswith("memory_")},
+            "device": f"{self._station.device.name}: {found['device']}",
+            "precision": precision,
+            "threads": threads,
+            "batch": batch,
+            "inputs": f"ring of {RING}, " + ("standard normal" if sample_input is None else "given samples"),
+            "protocol": "",
+            **self.site.moment(),
+        }
+
+    def run(self) -> None:
+        """One inference; to time it, use `site`: this waits for the network too."""
+        self.site.times_ns(self, 1)
+
+    def warm_load_ms(self) -> float:
+        """Time to load the model there once more, now that file and runtime are warm [ms]."""
+        return float(self._station.ask("warm_load", engine=self.number)[0]["ms"])
+
+    def outputs(self, feed: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The first output for `feed` `[any batch, ...]`, computed on the device."""
+        sent = self._station.send(_npy(np.asarray(feed)))
+        found, _ = self._station.ask("outputs", engine=self.number, sha256=sent)
+        values = np.frombuffer(base64.b64decode(found["data"]), np.dtype(found["dtype"]))
+        found_values: npt.NDArray[Any] = values.reshape(found["shape"]).copy()
+        return found_values
+
+    def kernels(self, repeats: int) -> list[Kernel]:
+        """`kernel_times` without the totals."""
+        return list(self.kernel_times(repeats).kernels)
+
+    def kernel_times(self, repeats: int) -> KernelTimes:
+        """Times of every kernel in `repeats` runs, from the profiler of the runtime there, in execution order."""
+        found, _ = self._station.ask("kernels", engine=self.number, repeats=repeats)
+        return KernelTimes(_kernels(found["events"], repeats), np.asarray(found["totals_ms"], np.float64))
+
+    def close(self) -> None:
+        """Frees the engine there; the device stays ours until the process ends."""
+        if self._station.alive:
+            self._station.ask("close", engine=self.number)
+
+    def _load(self, ring: str | None) -> tuple[int, dict[str, Any]]:
+        """Opens the engine there; sends the model again where the device had no room to keep it."""
+        for last in (False, True):
+            name, number = self._station.send(self._data), self._station.next_engine()
+            try:
+                return number, self._station.ask("load", engine=number, sha256=name, ring=ring, **self._options)[0]
+            except DeviceError as error:
+                if error.name == "failed":
+                    raise ModelError(
+                        f"ONNX Runtime there does not take the model: {error.what.splitlines()[0]}",
+                        hint="give an ONNX file that its version supports; cpd-edge devices probe NAME shows it",
+                    ) from error
+                if error.name != "no-file" or last:
+                    raise
+        raise AssertionError  # the loop returns or raises
+
+
+def device_runner(device: str, runtime: str, model: Path | bytes, **options: Any) -> ModelRunner:
+    """A model, ready to run on a runtime of a device; `local` is this machine.
+
+    Args:
+        device: `local`, or the name of a device that was added.
+        runtime: a name of `runtimes.RUNNERS`; other devices run ONNX Runtime.
+        model: ONNX file, or its bytes.
+        options: `threads`, `batch`, `profile`.
+
+    Raises:
+        UsageError: an unknown device, or a runtime that is not offered there.
+    """
+    if device == LOCAL:
+        return model_runner(runtime, model, **options)
+    require_device(device, runtime)
+    return RemoteRunner(device, model, **options)
+
+
+def observed(runner: object, found: Measurement) -> dict[str, Any]:
+    """What the device's sensors said while an engine was measured; nothing for an engine of this machine.
+
+    Keys: `energy` (see `Energy`; the pauses between blocks count, so it is of the run, not of one engine where two
+    alternate) and `throttling`, what says that the device slowed itself down.
+    """
+    if not isinstance(runner, RemoteRunner):
+        return {}
+    start_ns, end_ns = int(found.starts_ns[0]), int(found.starts_ns[-1] + found.samples_ns[-1])
+    around = 5 * 10**9
+    readings = [reading(raw) for raw in runner.site.station.telemetry]
+    near = [r for r in readings if start_ns - around <= r.time_ns <= end_ns + around]
+    spent = energy(near, start_ns, end_ns, len(found.samples_ns))
+    return {"energy": spent, "throttling": list(throttling(near))}
+
+
+def require_device(device: str, runtime: str = RUNTIME) -> None:
+    """Refuses a device that is unknown, or that a runtime is not offered on, before any work.
+
+    Raises:
+        UsageError: says which, and what to type.
+    """
+    if device == LOCAL:
+        return
+    get(device)
+    if runtime != RUNTIME:
+        raise UsageError(f"runtime {runtime} on device {device}", hint=f"other devices run --runtime {RUNTIME}")
+
+
+def _numbers(runners: Sequence[Runs]) -> list[int]:
+    """The numbers that the device knows these engines by."""
+    return [runner.number for runner in runners if isinstance(runner, RemoteRunner)]
+
+
+def _npy(values: npt.NDArray[Any]) -> bytes:
+    """An array as a `.npy` file."""
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(values), allow_pickle=False)
+    return stream.getvalue()
+
+
+__all__ = ["RemoteRunner", "RemoteSite", "device_runner", "observed", "require_device"]
