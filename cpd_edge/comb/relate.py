@@ -131,19 +131,13 @@ class Relation:
         assert self.node is not None
         self.freeze(self.node, layouts, f"{op_name(self.node)}: {why}")
 
-    def contract(
-        self,
-        node: fx.Node,
-        *operands: tuple[int | tuple[int, ...], int],
-        passing: Layout = UNIT,
-        read: Layout | None = None,
-    ) -> None:
+    def contract(self, node: fx.Node, *operands: tuple[int | tuple[int, ...], int], passing: Layout = UNIT) -> None:
         """Says that a call sums over a dim of its arguments, so that it reads the units there.
 
         Args:
             node: the call.
             operands: position (or path) and dim of each tensor that is summed over; masking the first is enough.
-            passing, read: outer part that goes on in the result, and inner part that is summed over, if not all is.
+            passing: outer part of the dim that goes on in the result, where only the inner part is summed over.
         """
         for i, (position, dim) in enumerate(operands):
             path = position if isinstance(position, tuple) else (position,)
@@ -151,9 +145,8 @@ class Relation:
             dims = self.dims(tensor)
             dim %= len(dims)
             if i == 0 and dims[dim].extent > 1:
-                self.contractions.append(
-                    Contraction(node.name, path, dim, dims[dim] if read is None else read, passing)
-                )
+                _, read = self.factor(dims[dim], [passing.extent, dims[dim].extent // passing.extent])
+                self.contractions.append(Contraction(node.name, path, dim, read, passing))
             self._mark_reader(tensor, dim)
 
     def _mark_reader(self, tensor: object, dim: int) -> None:

@@ -22,7 +22,7 @@ class Shuffle(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Batch norm, groups, a shuffle, a depthwise kernel, a concat, a transposed kernel, group norm, a flatten."""
+    """Batch norm, groups, a shuffle, a depthwise kernel, a concat, a transposed kernel, norms, a flatten."""
 
     SHAPE = (3, 8, 8)
 
@@ -32,13 +32,13 @@ class Cnn(nn.Module):
         self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.grouped, self.shuffle = nn.Conv2d(8, 12, 1, groups=4), Shuffle(4)
         self.up = nn.ConvTranspose2d(20, 6, 2, stride=2)
-        self.norm = nn.GroupNorm(3, 6)
+        self.plain, self.norm = nn.InstanceNorm2d(6), nn.GroupNorm(3, 6)
         self.head = nn.Linear(6 * 16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = torch.cat([x, F.relu(self.shuffle(self.grouped(self.depthwise(x))))], 1)
-        return self.head(F.max_pool2d(F.silu(self.norm(self.up(x))), 4).flatten(1))
+        return self.head(F.max_pool2d(F.silu(self.norm(self.plain(self.up(x)))), 4).flatten(1))
 
 
 class Attention(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cpd_edge.comb import comb
 from cpd_edge.cut import cut
-from cpd_edge.cut.writeback import write_back
+from cpd_edge.cut.writeback import commit, write_back
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Keep
 from cpd_edge.network import Combed, Network
@@ -160,6 +160,7 @@ def test_torchs_own_attributes_follow() -> None:
             assert (module.num_features,) == tuple(module.weight.shape)
     assert isinstance(model, Cnn)
     assert (model.depthwise.groups, model.grouped.groups, model.shuffle.groups) == (2, 2, 2)
+    assert model.plain.num_features == model.norm.num_channels == model.up.out_channels
 
 
 @pytest.mark.parametrize(("name", "scale"), [("own scale", 6**-0.5), ("fused scale", 3**-0.5)])
@@ -230,6 +231,23 @@ def test_a_module_that_cannot_take_the_cut_is_refused_by_name(
     with pytest.raises(ModelError) as caught:
         write_back(model, combed, keep)
     assert [] == [word for word in said if word not in str(caught.value)]
+    assert held == as_before(model)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_an_interrupted_cut_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle of its changes, the module is what it was, branches included."""
+
+    def stop(module: nn.Module) -> None:
+        raise KeyboardInterrupt
+
+    model = Residual()
+    combed = comb(model, Residual.SHAPE)
+    keep = {**halves(combed), **{g.name: np.arange(0) for g in combed.groups.groups if g.depth}}
+    state, held = copy.deepcopy(model.state_dict()), as_before(model)
+    monkeypatch.setattr(commit, "declare", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_back(model, combed, keep)
     assert held == as_before(model)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 

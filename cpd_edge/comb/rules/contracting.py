@@ -42,7 +42,7 @@ def _convolve(r: Relation, n: fx.Node, *, out_dim: int, in_dim: int) -> Dims:
         r.unify(c_in, Prod((g, per_in)))
         c_out = Prod((g, per_out))
         if per_in.extent > 1:
-            r.contract(n, (0, 1), *(((1, 1),) if in_dim == 1 else ()), passing=g, read=per_in)
+            r.contract(n, (0, 1), *(((1, 1),) if in_dim == 1 else ()), passing=g)
         r.shape_argument(n, (6,), g)
     bias = r.optional(n, 2)
     if bias:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cpd_edge.canonical import op_name
+from cpd_edge.layout import Keep
 from cpd_edge.network import Combed, Network
 
 
@@ -32,6 +33,15 @@ class Absent(nn.Module):
     def extra_repr(self) -> str:
         """What `repr` shows."""
         return f"zeros={self.zeros}"
+
+
+def passed_on(combed: Combed, keep: Keep) -> dict[str, str]:
+    """By the name of each node that goes with a branch, the one whose value takes the place of its value."""
+    found: dict[str, str] = {}
+    for branch in combed.branches:
+        if branch.name in keep and len(keep[branch.name]) == 0:
+            found[branch.last] = found.get(branch.first, branch.first)
+    return found
 
 
 def absences(model: nn.Module, combed: Combed, small: Network, run: Callable[[nn.Module], object]) -> dict[str, Absent]:

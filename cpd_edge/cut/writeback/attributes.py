@@ -70,32 +70,25 @@ def fetch(module: nn.Module, address: Address) -> Any:
 def put(module: nn.Module, address: Address, value: object) -> None:
     """Sets the value at an address of its module; what holds it on the way is copied, not changed."""
     name, *rest = address.steps
-    setattr(module, str(name), _rebuilt(getattr(module, str(name)), rest, value) if rest else value)
+    vars(module)[str(name)] = _rebuilt(getattr(module, str(name)), rest, value) if rest else value
 
 
 @contextlib.contextmanager
 def reads(model: nn.Module) -> Iterator[set[tuple[int, str]]]:
-    """Collects which attributes are read, by anyone, as `(id of the module, name)`; classes are restored at the end."""
+    """Collects which attributes of a model's modules are read, by anyone, as `(id of the module, name)`."""
     seen: set[tuple[int, str]] = set()
-    watched: dict[type, type] = {}
-    before = [(module, type(module)) for module in model.modules()]
+    watched = {id(module) for module in model.modules()}
 
-    def watch(kind: type) -> type:
-        def read(self: object, name: str) -> Any:
+    def read(self: nn.Module, name: str) -> Any:
+        if id(self) in watched:
             seen.add((id(self), name))
-            return kind.__getattribute__(self, name)
+        return object.__getattribute__(self, name)
 
-        return type(kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__})
-
+    nn.Module.__getattribute__ = read  # type: ignore[assignment,method-assign]
     try:
-        for module, kind in before:
-            if kind not in watched:
-                watched[kind] = watch(kind)
-            module.__class__ = watched[kind]
         yield seen
     finally:
-        for module, kind in before:
-            module.__class__ = kind
+        del nn.Module.__getattribute__
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _rehearsed(
 
 
 def _commit(model: nn.Module, places: Sequence[Place], values: Values, changes: Changes) -> None:
-    """Makes the cut; should a module refuse an attribute, all of them are put back."""
+    """Makes the cut, all of it or, if it is interrupted, nothing."""
     before = [(module, *(dict(d) for d in _held(module))) for module in model.modules()]
     try:
         replace_modules(model, changes.absent)

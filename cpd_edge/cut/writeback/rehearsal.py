@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cpd_edge.cut.surgery import cut
-from cpd_edge.cut.writeback.absent import absences, replace_modules
+from cpd_edge.cut.writeback.absent import absences, passed_on, replace_modules
 from cpd_edge.cut.writeback.attributes import OWN, Address, put, reads, tensors
 from cpd_edge.cut.writeback.facts import Facts, facts_of
 from cpd_edge.cut.writeback.places import Place, Values, fill, write
@@ -77,7 +77,9 @@ class Rehearsal:
             self._inputs = self._dense.example(2, seed=1)
             self._read: set[tuple[int, str]] = set()
             with _remembered(self.copy), reads(self.copy) as self._read:
-                self._witness = Witness(self.copy, self._dense, self._small, self._inputs, self._tolerance)
+                self._witness = Witness(
+                    self.copy, self._dense, self._small, self._inputs, self._tolerance, passed_on(own, keep)
+                )
                 with torch.no_grad():
                     gap = relative_difference(self.copy(self._inputs), self._dense(self._inputs))
                 self._absent = absences(self.copy, own, self._small, lambda model: model(self._inputs))

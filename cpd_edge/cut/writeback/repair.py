@@ -22,7 +22,7 @@ from cpd_edge.cut.writeback.witness import Deviation, Witness
 _TRIES = 64
 """Runs that one module is searched with."""
 _MOVES = 12
-"""Changes that are considered for one module."""
+"""Changes of integers that are considered for one module."""
 
 Extents: TypeAlias = "dict[str, Callable[[nn.Module], object]]"
 
@@ -128,9 +128,10 @@ class Repair:
         for path, module in self._modules.items():
             facts = self._facts[path]
             if _is_declared(module):
-                for name in _COUNTED:
-                    if isinstance(getattr(module, name, None), int):
-                        yield Address(path, (name,)), facts.settled(getattr(module, name), True)
+                told = {*_COUNTED, *declare(module)}
+                for address, value in integers(path, module, members=False):
+                    if address.steps[0] in told:
+                        yield address, facts.settled(value, True)
                 continue
             for address, value in integers(path, module, members=False):
                 read = self._read(address)
@@ -155,7 +156,7 @@ class Repair:
 
     def _search(self, wrong: Deviation) -> _Found | None:
         """Best first: the changes that get furthest are extended, until the module that was wrong is passed."""
-        moves = list(self._moves(wrong))[:_MOVES]
+        moves = list(self._moves(wrong))
         base, order, tried = self.changes, count(), set[frozenset[int]]()
         entry = self._witness.entry(self._model, wrong) if moves else None
         queue: list[tuple[int, int, int, tuple[int, ...]]] = [(-wrong.reached, 0, next(order), ())]
@@ -192,7 +193,7 @@ class Repair:
 
     def _moves(self, wrong: Deviation) -> Iterator[Move]:
         """What may be changed for a module, the likeliest first: its own integers, then those it can reach."""
-        folds = self._folds(wrong.module)
+        folds = [fold for fold in self._folds(wrong.module) if fold not in self.changes.folds]
         if wrong.shape_fits:
             yield from folds
         known = self._learned.get(type(self._modules[wrong.module]), [])
@@ -204,7 +205,7 @@ class Repair:
                     news = [*self._facts[wrong.module].candidates(value), value]
                     moves = [(address, new) for new in news if new != now]
                     found += [(address.steps not in known, i, *move) for i, move in enumerate(moves)]
-        for _, _, address, new in sorted(found, key=lambda move: move[:2]):
+        for _, _, address, new in sorted(found, key=lambda move: move[:2])[:_MOVES]:
             yield address, new
         if not wrong.shape_fits:
             yield from folds
@@ -227,18 +228,22 @@ class _Found:
     deviation: Deviation | None
 
 
-def declare(module: nn.Module) -> None:
-    """Brings the attributes of torch's own modules in line with the shapes of their parameters."""
-    for kind, extents in _DECLARED:
-        if isinstance(module, kind):
-            for name, extent in extents.items():
-                try:
-                    value = extent(module)
-                except AttributeError:  # a norm without parameters or statistics
-                    continue
-                if getattr(module, name, value) != value:
-                    setattr(module, name, value)
-            return
+def declare(module: nn.Module) -> list[str]:
+    """Brings the attributes of torch's own modules in line with the shapes of their parameters.
+
+    Returns:
+        Those that it could not, for a norm may have no parameters.
+    """
+    left = []
+    for name, extent in next((extents for kind, extents in _DECLARED if isinstance(module, kind)), {}).items():
+        try:
+            value = extent(module)
+        except AttributeError:  # there is no weight
+            left.append(name)
+            continue
+        if getattr(module, name, value) != value:
+            vars(module)[name] = value
+    return left
 
 
 def _is_declared(module: nn.Module) -> bool:

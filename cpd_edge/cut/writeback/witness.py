@@ -88,9 +88,18 @@ class Witness:
         small: the cut graph.
         inputs: what both are run on, `[batch, ...]`.
         tolerance: largest relative difference between equal tensors.
+        instead: the node whose value takes the place of another's, where a branch is left out.
     """
 
-    def __init__(self, model: nn.Module, dense: Network, small: Network, inputs: Tensor, tolerance: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dense: Network,
+        small: Network,
+        inputs: Tensor,
+        tolerance: float,
+        instead: Mapping[str, str],
+    ) -> None:
         self.inputs, self.tolerance = inputs, tolerance
         self._nodes = {node.name: node for node in small.graph.nodes}
         self.expect(prints(small, inputs))
@@ -102,7 +111,9 @@ class Witness:
 
         def learn(event: Event, found: list[Print]) -> None:
             events[event] = [
-                tuple(name for name, known in by_shape.get(one.shape, ()) if one.near(known, tolerance))
+                tuple(
+                    instead.get(name, name) for name, known in by_shape.get(one.shape, ()) if one.near(known, tolerance)
+                )
                 for one in found
             ]
 
