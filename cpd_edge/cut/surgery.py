@@ -52,6 +52,9 @@ def cut(combed: Combed, keep: Keep, state: Mapping[str, Tensor] | None = None, *
         if isinstance(held, Tensor):
             new = made[id(held)] if id(held) in made else _sliced(source.get(name, held), dims, keep)
             made[id(held)] = _replace(network, name, new)
+    for name, held in combed.network.named_parameters(remove_duplicate=False):
+        if name not in combed.parameters and id(held) in made:  # tied to one that a call takes
+            _replace(network, name, made[id(held)])
     widths = {name: len(units) for name, units in keep.items()}
     by_name = {node.name: node for node in network.graph.nodes}
     for argument in combed.shape_arguments:

@@ -241,8 +241,8 @@ class _Pass:
             return self._by.get(node.name, _NOBODY)
         if node.op == "get_attr":
             gate = self._owner._gates.network.fetch(str(node.target))
-            layout = self._owner._gates.layouts[str(node.target)]
-            by = _NOBODY if bool((gate == 1).all()) else self._named(axes(layout))
+            _, read = self._owner._gates.layouts[str(node.target)]
+            by = _NOBODY if bool((gate == 1).all()) else self._named(axes(read))
         else:
             by = _NOBODY.union(*(self._gate(n) for n in node.all_input_nodes))
         if by:

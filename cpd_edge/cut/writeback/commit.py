@@ -12,9 +12,9 @@ from cpd_edge.cut.surgery import cut
 from cpd_edge.cut.writeback.absent import replace_modules
 from cpd_edge.cut.writeback.attributes import put
 from cpd_edge.cut.writeback.places import Place, Values, fill, places_of, write
+from cpd_edge.cut.writeback.prints import relative_difference
 from cpd_edge.cut.writeback.rehearsal import Rehearsal, Unfit, forget
 from cpd_edge.cut.writeback.repair import Changes, declare
-from cpd_edge.cut.writeback.witness import relative_difference
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Keep
 from cpd_edge.network import Combed, Network

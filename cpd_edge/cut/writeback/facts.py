@@ -30,7 +30,7 @@ class Facts:
         levels: old extent to the new ones it becomes, the surest source first.
         stays: integers in the module's calls that no cut changes (strides, kernels, paddings).
         calls: names of the calls that the module's own forward makes.
-        groups: the cut groups among the extents, in order of appearance.
+        groups: the cut groups among the extents, in order of appearance, then the branches left out among the calls.
     """
 
     levels: tuple[dict[int, list[int]], ...] = field(default_factory=lambda: ({}, {}, {}))
@@ -111,6 +111,9 @@ def facts_of(model: nn.Module, combed: Combed, widths: Widths) -> dict[str, Fact
             for path in dict.fromkeys([owner, *readers]):
                 for layout in combed.parameters.get(str(node.target), ()):
                     found[path].learn_layout(1, layout, widths)
+    for facts in found.values():
+        gone = (b for b in combed.branches if widths.get(b.name) == 0 and not b.inside.isdisjoint(facts.calls))
+        facts.groups.update(dict.fromkeys(branch.name for branch in gone))
     return found
 
 

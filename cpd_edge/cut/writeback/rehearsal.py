@@ -16,9 +16,10 @@ from cpd_edge.cut.writeback.absent import absences, passed_on, replace_modules
 from cpd_edge.cut.writeback.attributes import OWN, Address, put, reads, tensors
 from cpd_edge.cut.writeback.facts import Facts, facts_of
 from cpd_edge.cut.writeback.places import Place, Values, fill, write
+from cpd_edge.cut.writeback.prints import Print, prints, relative_difference, tensors_in
 from cpd_edge.cut.writeback.repair import Changes, Repair
 from cpd_edge.cut.writeback.rescale import Fold, compensated, folds
-from cpd_edge.cut.writeback.witness import Deviation, Print, Witness, prints, relative_difference, tensors_in
+from cpd_edge.cut.writeback.witness import Deviation, Witness
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Keep
 from cpd_edge.network import Combed, trace
