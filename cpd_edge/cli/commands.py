@@ -13,7 +13,24 @@ import typer
 from cpd_edge.cli.console import Interrupted, show, told
 from cpd_edge.cli.device_commands import register as register_devices
 from cpd_edge.cli.engine_commands import register
-from cpd_edge.cli.text import bench_text, comb_text, doctor_text, profile_text, solve_text, summary
+from cpd_edge.cli.options import (
+    BudgetMs,
+    Data,
+    Device,
+    InputShape,
+    Json,
+    Model,
+    NumClasses,
+    Quantile,
+    Runtime,
+    Seed,
+    Speedup,
+    Threads,
+    Weights,
+    shape,
+)
+from cpd_edge.cli.plan_commands import register as register_plans
+from cpd_edge.cli.text import bench_text, comb_text, doctor_text, profile_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.types import EXIT_CODES, Budget
@@ -29,29 +46,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME, FILE.py:FACTORY or FILE.pt2")]
-Data = Annotated[
-    str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:DIR, segfolder:DIR or FILE.py:FACTORY")
-]
-Weights = Annotated[str | None, typer.Option("--weights", help="state dict (.pt, .pth, .safetensors), or 'pretrained'")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout and nothing else")]
-Threads = Annotated[int, typer.Option("--threads", help="threads of the engine")]
-Device = Annotated[str, typer.Option("--device", help="where the engine runs")]
-Runtime = Annotated[str, typer.Option("--runtime", help="what runs the engine: onnxruntime or openvino")]
-Quantile = Annotated[float, typer.Option("--quantile", help="quantile of latency that the budget limits")]
-InputShape = Annotated[str, typer.Option("--input", help="shape of one input: channels,height,width")]
-Seed = Annotated[int, typer.Option("--seed", help="seed of everything that is drawn")]
-NumClasses = Annotated[int | None, typer.Option("--num-classes", help="outputs of the model's head")]
-
 
 @app.command()
 def prune(
     model: Model,
     data: Data,
-    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")] = None,
-    speedup: Annotated[
-        float | None, typer.Option("--speedup", help="limit as a speed-up over the dense engine")
-    ] = None,
+    budget_ms: BudgetMs = None,
+    speedup: Speedup = None,
     quantile: Quantile = 0.5,
     tolerance: Annotated[float, typer.Option(help="how far below the limit is near enough")] = 0.05,
     device: Device = "local",
@@ -205,28 +206,10 @@ def profile(
 
 
 @app.command()
-def solve(
-    run: Annotated[Path, typer.Argument(help="run folder")],
-    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")] = None,
-    speedup: Annotated[
-        float | None, typer.Option("--speedup", help="limit as a speed-up over the dense engine")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Solve a run's table for another budget: what would it take, and what would be left?"""
-    with told(as_json):
-        from cpd_edge.pipeline.verbs import solve as work
-
-        limit = Budget(budget_ms, speedup) if budget_ms is not None or speedup is not None else None
-        found = work(run, limit)
-    show(found, as_json, solve_text)
-
-
-@app.command()
 def bench(
     engine: Annotated[Path, typer.Argument(help="ONNX file")],
     against: Annotated[Path | None, typer.Option(help="reference engine to compare with, in the same window")] = None,
-    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")] = None,
+    budget_ms: BudgetMs = None,
     quantile: Quantile = 0.5,
     runtime: Runtime = "onnxruntime",
     device: Device = "local",
@@ -279,6 +262,7 @@ def doctor(as_json: Json = False) -> None:
     show(found, as_json, doctor_text)
 
 
+register_plans(app)
 register(app)
 register_devices(app)
 
@@ -288,19 +272,6 @@ def resumed(command: str, folder: Path) -> str:
     words = [w for w in shlex.split(command) if w != "--resume"]
     named = any(w == "--out" or w.startswith("--out=") for w in words)
     return shlex.join([*words, *([] if named else ["--out", str(folder)]), "--resume"])
-
-
-def shape(text: str) -> tuple[int, ...]:
-    """`3,224,224` as a tuple."""
-    from cpd_edge.errors import UsageError
-
-    try:
-        found = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if len(found) < 1 or min(found) < 1:
-        raise UsageError(f"input shape {text!r}", hint="for example --input 3,224,224")
-    return found
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from cpd_edge.cli.console import show, told
+from cpd_edge.cli.options import Json
 
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout and nothing else")]
 Name = Annotated[str, typer.Argument(help="the device's name, as --device takes it")]
 
 devices = typer.Typer(

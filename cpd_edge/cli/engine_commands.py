@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from cpd_edge.cli.console import show, told
+from cpd_edge.cli.options import Json
 from cpd_edge.cli.text import span
 from cpd_edge.types import EXIT_CODES
-
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout and nothing else")]
 
 _MIB = 1 << 20
 _WIDTH = 34
