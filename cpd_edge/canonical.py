@@ -25,6 +25,12 @@ FOLDED = "constant_"
 _REWRITTEN = {"conv1d": 6, "conv2d": 6, "conv3d": 6, "slice": 4}
 """Last argument that a cut or a rule may read, by call: defaults up to there are written out."""
 
+_SPLITS = ("chunk", "split", "tensor_split", "hsplit", "vsplit", "dsplit")
+"""Calls that cut a tensor into parts."""
+
+_STACKS = {"vstack": 0, "hstack": 1, "column_stack": 1, "dstack": 2}
+"""Calls that lay tensors with that dim behind each other along it."""
+
 _SIZES = {"view": 1, "reshape": 1, "_unsafe_view": 1, "unflatten": 2}
 """Position of the sizes in the calls that reshape."""
 
@@ -164,13 +170,19 @@ def _write_out(node: fx.Node) -> None:
         extra = [node.kwargs.get(a.name, a.default_value) for a in schema[len(node.args) : wanted + 1]]
         node.args = (*node.args, *extra)
         node.kwargs = {k: v for k, v in node.kwargs.items() if k not in {a.name for a in schema[: wanted + 1]}}
-    if name in ("chunk", "split"):
-        dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-        assert isinstance(dim, int)
+    if name in _SPLITS:
+        rank = node.args[0].meta["val"].dim()  # type: ignore[union-attr]
+        given = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+        dim = {"hsplit": min(rank - 1, 1), "vsplit": 0, "dsplit": 2}.get(name, given)
         sizes = [part.shape[dim] for part in node.meta["val"]]
         if all(type(size) is int for size in sizes):
             node.target = aten.split_with_sizes.default
             node.args, node.kwargs = (node.args[0], sizes, dim), {}
+    if name in _STACKS and all(x.meta["val"].dim() > _STACKS[name] for x in node.all_input_nodes):
+        node.target, node.args = aten.cat.default, (node.args[0], _STACKS[name])
+    if name == "narrow" and all(type(a) is int for a in node.args[1:]):
+        source, dim, start, length = node.args
+        node.target, node.args = aten.slice.Tensor, (source, dim, start, start + length, 1)  # type: ignore[operator]
     if name == "adaptive_avg_pool2d" and all(s == 1 for s in node.args[1]):  # type: ignore[union-attr]
         node.target, node.args = aten.mean.dim, (node.args[0], [-2, -1], True)
     if name == "squeeze":

@@ -21,7 +21,9 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import numpy_helper
+from torch import fx
 
+from cpd_edge.canonical import op_name
 from cpd_edge.layout import Keep, Layout, kept, size
 from cpd_edge.network import Combed, Network, export, wrap
 
@@ -47,7 +49,7 @@ class Exported:
 
 def export_onnx(network: Network) -> Exported:
     """Exports with a free batch size, unoptimised."""
-    program = export(network, network.input_shape)
+    program = export(_laid_out(network), network.input_shape)
     with _quiet():
         exported = torch.onnx.export(
             program, dynamo=True, optimize=False, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
@@ -58,6 +60,27 @@ def export_onnx(network: Network) -> Exported:
     if symbol != BATCH:
         _rename_symbol(model, symbol)
     return Exported(model, wrap(exported.exported_program, network.input_shape))
+
+
+def _laid_out(network: Network) -> fx.GraphModule:
+    """The network, or a copy over the same parameters in which every attention's result is copied.
+
+    Its kernels lay out their results as they like. A view that fits the one it was traced with need not fit what the
+    exporter makes of it.
+    """
+    attentions = [node for node in network.graph.nodes if op_name(node) == "scaled_dot_product_attention"]
+    if not attentions:
+        return network
+    same: dict[fx.Node, fx.Node] = {}
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(network.graph, same))
+    for node in (same[n] for n in attentions):
+        with graph.inserting_after(node):
+            copied = graph.call_function(
+                torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+            )
+        node.replace_all_uses_with(copied, delete_user_cb=lambda user, copied=copied: user is not copied)
+    return fx.GraphModule(network, graph)
 
 
 def finish(model: onnx.ModelProto, provenance: Mapping[str, str] | None = None) -> onnx.ModelProto:

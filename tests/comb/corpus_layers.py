@@ -20,11 +20,14 @@ from torch.nn import (
     Conv1d,
     Conv3d,
     GroupNorm,
+    GRUCell,
     InstanceNorm2d,
     LayerNorm,
     Linear,
+    LSTMCell,
     MultiheadAttention,
     RMSNorm,
+    RNNCell,
 )
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -69,6 +72,9 @@ case("a sum of products over the batch", (5, 3), "",
 case("outer products", (5,), "u:4 v:6",
      lambda m, x: m.head((torch.outer(m.u, m.v) @ m.a(x).unsqueeze(-1) + aten.ger(m.u, m.u).sum()).squeeze(-1)),
      a=Linear(5, 6), u=par(4), v=par(6), head=Linear(4, 2))
+case("products over chosen dims", (5, 4), "a:6 w:4 v:7",
+     lambda m, x: m.head(torch.inner(torch.tensordot(m.a(x), m.w, dims=([2, 1], [1, 0])), m.v) * torch.addmv(m.z, m.v, m.y)),
+     a=Linear(4, 6), w=par(5, 6, 4), v=par(7, 4), z=par(7), y=par(4), head=Linear(7, 2))
 case("einsum of experts", (4,), "w:3~ w:2:6 v:5",
      lambda m, x: m.head(torch.einsum("be,beo->bo", m.g(x).softmax(-1), torch.einsum("beh,eho->beo", F.relu(torch.einsum("bi,eih->beh", x, m.w)), m.v))),
      g=Linear(4, 3), w=par(3, 4, 6), v=par(3, 6, 5), head=Linear(5, 2))
@@ -96,6 +102,8 @@ case("gated cells", (2, 4), "n:2:6 o:2:5",
 case("cells that begin with learned states, over steps that a layer makes", (3, 4), "h:2:6",
      lambda m, x: m.head(m.n(m.mix(x.mT).mT, tuple(s.expand(-1, x.shape[0], -1).contiguous() for s in (m.h, m.s)))[1][1].sum(0)),
      mix=Linear(3, 4), h=par(2, 1, 6), s=par(2, 1, 6), n=LSTM(4, 6, num_layers=2, batch_first=True), head=Linear(6, 2))
+case("cells of one step", (4,), "h:2:6 g:2:5 r:4 q:3",
+     lambda m, x: m.head(m.q(m.r(m.g(m.h(x)[1])))), h=LSTMCell(4, 6), g=GRUCell(6, 5), r=RNNCell(5, 4, bias=False), q=RNNCell(4, 3, nonlinearity="relu"), head=Linear(3, 2))
 case("a projected cell", (2, 4), "",
      lambda m, x: m.head(m.n(x)[0].sum(1)), n=LSTM(4, 6, proj_size=3, batch_first=True), head=Linear(3, 2))
 case("batch norms", IMAGE, "a:6 b:4",
@@ -130,6 +138,9 @@ case("statistics over channels", IMAGE, "a:6~ b:4",
 case("statistics over space", IMAGE, "a:6",
      lambda m, x: m.head(m.a(x).amax((-1, -2)) + m.a(x).amin((2, 3)) + m.a(x).var((2, 3)) + m.a(x).flatten(2).max(-1)[0] + m.a(x).flatten(2).median(-1)[0] + F.normalize(m.a(x), dim=1).mean((2, 3))),
      a=conv(3, 6), head=Linear(6, 2))
+case("vectors compared", (5, 4), "a:6 v:3 v:2:7 d:5~ e:8~",
+     lambda m, x: m.head((F.cosine_similarity(m.a(x), m.u, dim=-1) + F.cosine_similarity(m.a(x), m.a(x) + 1, dim=2) + torch.cdist(m.b(x), m.v.expand(x.shape[0], -1, -1)).sum(2) + F.pairwise_distance(m.d(x), m.w)) + m.e(x).aminmax(dim=2)[1] + torch.linalg.norm(m.a(x), dim=2)),
+     a=Linear(4, 6), u=par(6), b=Linear(4, 7), v=par(3, 7), d=Linear(4, 5), w=par(5), e=Linear(4, 8), head=Linear(5, 2))
 case("places of the largest", (5, 4), "b:6",
      lambda m, x: m.head(m.b(x).sum(1)) + (m.a(x).argmax(1).sum(-1) + m.a(x).argmin(1).sum(-1) + (m.a(x) > 0).any(1).sum(-1) + (m.a(x) > 0).all(2).sum(-1) + m.d(x).max(2)[1].sum(1)).unsqueeze(1).to(x.dtype),
      a=Linear(4, 5), b=Linear(4, 6), d=Linear(4, 3), head=Linear(6, 2))
@@ -139,6 +150,8 @@ case("the larger of two", IMAGE, "s:6", lambda m, x: m.head(total(torch.max(m.a(
 case("poolings", IMAGE, "a:6",
      lambda m, x: m.head(sum(total(f(m.a(x))) for f in POOLS)), a=conv(3, 6), head=Linear(6, 2))
 case("poolings over channels", IMAGE, "", lambda m, x: m.head(F.max_pool1d(m.a(x).flatten(2).mT, 2).mT.sum(2)), a=conv(3, 6), head=Linear(3, 2))
+case("unpooled", IMAGE, "a:6 b:5",
+     lambda m, x: m.head(total(m.b(unpooled(m.a(x)))) + total(m.b(unpooled(m.a(x).unsqueeze(-1)).squeeze(-1)))), a=conv(3, 6), b=conv(6, 5, 3), head=Linear(5, 2))
 case("sampled along a grid", IMAGE, "g:5 g:2:3 a:6",
      lambda m, x: m.head(F.grid_sample(m.a(x), m.g.expand(x.shape[0], -1, -1, -1), align_corners=False).flatten(1)), a=conv(3, 6), g=par(1, 5, 3, 2), head=Linear(90, 2))
 case("sampled along lowered grids", IMAGE, "g:5 g:2:3 u:7 a:6",
@@ -156,6 +169,13 @@ def heads(x: Tensor, count: int) -> Tensor:
 def attended(m: Any, x: Tensor) -> Tensor:
     """The input's tokens and learned ones behind each other."""
     return torch.cat([x, m.t.expand(x.shape[0], -1, -1)], 1)
+
+
+def unpooled(x: Tensor) -> Tensor:
+    """Maxima, back at their places `[b, c, h, w]` or `[b, c, h, w, 1]`."""
+    if x.dim() == 4:
+        return F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)
+    return F.max_unpool3d(*F.max_pool3d(x, (2, 2, 1), return_indices=True), (2, 2, 1))
 
 
 def nansum(x: Tensor) -> Tensor:

@@ -38,10 +38,11 @@ def named(names: str, *more: object) -> list[Callable[[Tensor], Tensor]]:
 case("activations", IMAGE, "a:6", several(*named(
      "relu relu6 hardtanh silu gelu hardswish hardsigmoid sigmoid tanh leaky_relu elu selu celu mish softplus softshrink "
      "hardshrink log_sigmoid rrelu alias clone contiguous detach exp exp2 expm1 log log2 log1p sqrt rsqrt square neg abs "
-     "reciprocal erf sin cos tan atan floor ceil round trunc frac sign sgn nan_to_num isnan isinf isfinite logical_not "
+     "reciprocal erf erfc sin cos tan atan asin acos sinh cosh asinh atanh log10 lgamma digamma "
+     "special_erfc special_expit special_logit floor ceil round trunc frac sign sgn nan_to_num isnan isinf isfinite logical_not "
      "zeros_like ones_like logit sinc positive _to_copy lift_fresh_copy"),
      *named("dropout feature_dropout alpha_dropout", 0.5, False), *named("threshold", 0.5, 0.1), *named("full_like fill", 2.0),
-     lambda y: aten.type_as(y, y), lambda y: y.to(torch.float32), lambda y: aten.bitwise_not(y > 0.5), lambda y: aten.hardswish_(y.clone()),
+     lambda y: aten.acosh(y + 1), lambda y: aten.type_as(y, y), lambda y: y.to(torch.float32), lambda y: aten.bitwise_not(y > 0.5), lambda y: aten.hardswish_(y.clone()),
      lambda y: aten.zero_(y.clone()), lambda y: 0 * (torch.bernoulli(y) + torch.rand_like(y) + torch.randn_like(y)) + torch.empty_like(y).fill_(1)),
      a=conv(3, 6), head=Linear(6, 2))
 case("of two tensors", IMAGE, "s:6", lambda m, x: m.head(total(sum(f(m.a(x).sigmoid(), m.s.sigmoid().view(-1, 1, 1)) for f in BINARY))), a=conv(3, 6), s=par(6), head=Linear(6, 2))
@@ -69,8 +70,15 @@ case("joined", (5,), "s:6 a:4 b:3", lambda m, x: m.head(torch.cat([m.a(x), m.b(x
      a=Linear(5, 4), b=Linear(5, 3), s=par(6), e=Linear(6, 2), d=Linear(4, 2), head=Linear(7, 2))
 case("stacked", IMAGE, "a:6", lambda m, x: m.head(total(torch.stack([m.a(x), m.b(x)], 1).sum(1))), a=conv(3, 6), b=conv(3, 6), head=Linear(6, 2))
 case("split", IMAGE, "a:2 a:2:2 b:5", lambda m, x: m.head(total(halves(m, x))), a=conv(3, 6), b=conv(4, 5), head=Linear(9, 2))
-case("split as the graph computes", (5,), "", lambda m, x: m.head(torch.mul(*m.a(x).tensor_split(2, 1))), a=Linear(5, 8), head=Linear(4, 2))
-case("sliced", IMAGE, "a:2 a:2:4 b:2:3 b:3:2", lambda m, x: m.head(total(torch.cat([m.a(x)[:, -4:], m.a(x)[:, :-4]], 1))) + m.d(total(m.b(x)[:, 1:4])) + m.e(total(m.f(x)[:, ::2] + m.f(x).narrow(1, 1, 3))),
+case("split at places", IMAGE, "a:3 b:2 b:3:3", lambda m, x: m.head(total(torch.mul(*m.a(x).tensor_split(2, 1)))) + m.d(torch.cat([torch.hsplit(total(m.b(x)), [2])[1], torch.dsplit(m.b(x), 2)[0].sum((2, 3)), m.b(x).tensor_split([2, 3], 1)[2].sum((2, 3))], 1)),
+     a=conv(3, 6), b=conv(3, 6), d=Linear(13, 2), head=Linear(3, 2))
+case("stacked along a dim", IMAGE, "a:4 b:3", lambda m, x: m.head(torch.hstack([total(m.a(x)), total(m.b(x))]) * torch.column_stack((total(m.a(x)), total(m.b(x)))) + torch.dstack([m.a(x), m.a(x)]).sum((2, 3)).sum(1, keepdim=True) + torch.vstack([m.b(x), m.b(x)]).sum()),
+     a=conv(3, 4), b=conv(3, 3), head=Linear(7, 2))
+case("narrowed", IMAGE, "a:3 a:2:2", lambda m, x: m.head(total(m.a(x).narrow(1, 3, 2))) + m.d(total(m.a(x).narrow(1, 0, 3))), a=conv(3, 6), d=Linear(3, 2), head=Linear(2, 2))
+case("diagonals", (3, 4), "a:5", lambda m, x: m.head(torch.diagonal(m.a(x).unsqueeze(1) * m.b(x).unsqueeze(2), 0, 1, 2).sum(-1)), a=Linear(4, 5), b=Linear(4, 5), head=Linear(5, 2))
+case("turned by a right angle", IMAGE, "a:4 b:3", lambda m, x: m.head(m.b(torch.rot90(m.a(x), 1, (2, 3))).flatten(2).sum(2)) + m.d(torch.rot90(total(m.e(x)).unsqueeze(2), 1, [2, 1]).sum(1)), a=conv(3, 4), b=conv(4, 3, 2), d=Linear(5, 2), e=conv(3, 5), head=Linear(3, 2))
+case("every pair of places", (5,), "k:3 a:4", lambda m, x: m.head(m.a(x) @ torch.kron(m.a.weight[:, 0], m.k).view(4, 3)), a=Linear(5, 4), k=par(3), head=Linear(3, 2))
+case("sliced", IMAGE, "a:2 a:2:4 b:2:3 b:3:2", lambda m, x: m.head(total(torch.cat([m.a(x)[:, -4:], m.a(x)[:, :-4]], 1))) + m.d(total(m.b(x)[:, 1:4])) + m.e(total(m.f(x)[:, ::2])),
      a=conv(3, 6), b=conv(3, 6), f=conv(3, 6), d=Linear(3, 2), e=Linear(3, 2), head=Linear(6, 2))
 case("padded", IMAGE, "a:4 d:2 b:5", lambda m, x: m.head(total(m.b(F.pad(m.a(x), (0, 0, 0, 0, 2, 1), value=1.5) + m.d(x)))), a=conv(3, 4), d=conv(3, 7), b=conv(7, 5), head=Linear(5, 2))
 case("padded along space", IMAGE, "a:4", lambda m, x: m.head(sum(total(f(m.a(x))) for f in PADS)), a=conv(3, 4), head=Linear(4, 2))
@@ -98,7 +106,7 @@ case("counted", (4, 5), "b:4", lambda m, x: m.head(m.a(x) * counts()) .sum(1) + 
 
 BINARY_NAMES = (
     "add sub rsub mul div true_divide floor_divide remainder fmod pow maximum minimum fmax fmin eq ne lt le gt ge "
-    "xlogy atan2 hypot heaviside multiply subtract divide clamp_min clamp_max logical_and logical_or logical_xor"
+    "xlogy atan2 logaddexp logaddexp2 copysign float_power ldexp isclose hypot heaviside multiply subtract divide clamp_min clamp_max logical_and logical_or logical_xor"
 )
 
 BINARY: list[Callable[[Tensor, Tensor], Tensor]] = [

@@ -6,7 +6,7 @@ from torch import fx
 
 from cpd_edge.canonical import op_name
 from cpd_edge.comb.relate import Dims, Misaligned, Relation, register_rule
-from cpd_edge.comb.rules.arguments import argument, integer, listed, shape, spatial
+from cpd_edge.comb.rules.arguments import argument, integer, listed, positive, shape, spatial
 from cpd_edge.layout import Layout, Prod, Sum
 
 
@@ -91,14 +91,29 @@ def matmul(r: Relation, n: fx.Node) -> Dims:
     return (*(r.broadcast([a[:-2], b[:-2]]) if len(a) > 2 or len(b) > 2 else ()), *rows, *columns)
 
 
-@register_rule("addmm", "baddbmm", "addbmm")
+@register_rule("addmm", "baddbmm", "addbmm", "addmv")
 def addmm(r: Relation, n: fx.Node) -> Dims:
     if op_name(n) == "addbmm":
         raise Misaligned("it sums over the batch")
     bias, a, b = (r.dims(x) for x in n.args[:3])
-    r.unify(a[-1], b[-2])
-    r.contract(n, (1, -1), (2, -2))
-    return r.broadcast([bias, (*r.broadcast([a[:-2], b[:-2]]), a[-2], b[-1]) if len(a) > 2 else (a[0], b[1])])
+    at = max(len(b) - 2, 0)
+    r.unify(a[-1], b[at])
+    r.contract(n, (1, -1), (2, at))
+    batch = r.broadcast([a[:-2], b[:-2]]) if len(a) > 2 else ()
+    return r.broadcast([bias, (*batch, a[-2], *(b[-1:] if len(b) > 1 else ()))])
+
+
+@register_rule("tensordot", "inner")
+def tensordot(r: Relation, n: fx.Node) -> Dims:
+    """Chosen dims are paired and summed over; those of the first tensor that are left stand in front."""
+    a, b = r.dims(n.args[0]), r.dims(n.args[1])
+    over = [(-1,), (-1,)] if op_name(n) == "inner" else [listed(dims) for dims in n.args[2:4]]
+    first, second = ([positive(d, len(x)) for d in dims] for x, dims in zip((a, b), over, strict=True))
+    for i, j in zip(first, second, strict=True):
+        r.unify(a[i], b[j])
+        r.contract(n, (0, i), (1, j))
+    left = (layout for x, gone in ((a, first), (b, second)) for d, layout in enumerate(x) if d not in gone)
+    return tuple(left)
 
 
 @register_rule("outer", "ger")
@@ -195,3 +210,24 @@ def recurrent(r: Relation, n: fx.Node) -> list[Dims]:
                 r.unify(rows, Prod((r.axes.fixed(gates, "gates of a cell"), hidden)))
         given = Sum((hidden, hidden)) if both else hidden
     return [(*x[:-1], given), *([first] * (len(states)))]
+
+
+@register_rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(r: Relation, n: fx.Node) -> Dims | list[Dims]:
+    """One step of a cell: as many hidden units go in as come out."""
+    x, state = r.dims(n.args[0]), n.args[1]
+    states = [r.dims(s) for s in (state if isinstance(state, (list, tuple)) else [state])]
+    inward, own = r.dims(n.args[2]), r.dims(n.args[3])
+    biases = [b for b in (r.optional(n, 4), r.optional(n, 5)) if b]
+    gates = {"lstm_cell": 4, "gru_cell": 3}.get(op_name(n), 1)
+    hidden = states[0][-1]
+    for other in states[1:]:
+        r.unify(hidden, other[-1])
+    r.unify(x[-1], inward[1])
+    r.unify(hidden, own[1])
+    r.contract(n, (2, 1))
+    r.contract(n, (3, 1))
+    for rows in (inward[0], own[0], *(b[0] for b in biases)):
+        r.unify(rows, Prod((r.axes.fixed(gates, "gates of a cell"), hidden)))
+    out = (*x[:-1], hidden)
+    return [out] * len(n.meta["val"]) if isinstance(n.meta["val"], (list, tuple)) else out

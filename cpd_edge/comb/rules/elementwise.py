@@ -13,11 +13,12 @@ from cpd_edge.comb.rules.arguments import argument, listed, resized
 @register_rule(
     "relu", "relu6", "hardtanh", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu",
     "selu", "celu", "mish", "softplus", "softshrink", "hardshrink", "threshold", "log_sigmoid", "dropout",
-    "feature_dropout", "alpha_dropout", "alias", "clone", "contiguous", "to", "_to_copy", "detach", "exp",
-    "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "square", "neg", "abs", "reciprocal", "erf", "sin", "cos",
-    "tan", "atan", "floor", "ceil", "round", "trunc", "frac", "sign", "sgn", "lift_fresh_copy", "lift_fresh",
-    "bitwise_not", "logical_not", "type_as", "nan_to_num", "isnan", "isinf", "isfinite",
-    "zero", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
+    "feature_dropout", "alpha_dropout", "alias", "clone", "contiguous", "to", "_to_copy", "detach", "exp", "exp2",
+    "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "square", "neg", "abs", "reciprocal", "erf", "sin", "cos",
+    "tan", "atan", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "erfc", "log10", "lgamma", "digamma",
+    "special_erfc", "special_expit", "special_logit", "floor", "ceil", "round", "trunc", "frac", "sign", "sgn",
+    "lift_fresh_copy", "lift_fresh", "bitwise_not", "logical_not", "type_as", "nan_to_num", "isnan", "isinf",
+    "isfinite", "zero", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
     "bernoulli", "logit", "sinc", "positive", "view_as_real_copy", "rrelu",
 )  # fmt: skip
 def unary(r: Relation, n: fx.Node) -> Dims:
@@ -25,10 +26,11 @@ def unary(r: Relation, n: fx.Node) -> Dims:
 
 
 @register_rule(
-    "add", "sub", "rsub", "mul", "div", "true_divide", "floor_divide", "remainder", "fmod", "pow", "maximum", "minimum",
-    "fmax", "fmin", "where", "eq", "ne", "lt", "le", "gt", "ge", "masked_fill", "lerp", "addcmul", "addcdiv", "clamp",
-    "clip", "clamp_min", "clamp_max", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "xlogy",
-    "atan2", "copy", "hypot", "heaviside", "multiply", "subtract", "divide",
+    "add", "sub", "rsub", "mul", "div", "true_divide", "floor_divide", "remainder", "fmod", "pow", "maximum",
+    "minimum", "fmax", "fmin", "where", "eq", "ne", "lt", "le", "gt", "ge", "masked_fill", "lerp", "addcmul",
+    "addcdiv", "clamp", "clip", "clamp_min", "clamp_max", "logical_and", "logical_or", "logical_xor", "bitwise_and",
+    "bitwise_or", "xlogy", "atan2", "logaddexp", "logaddexp2", "copysign", "float_power", "ldexp", "isclose",
+    "copy", "hypot", "heaviside", "multiply", "subtract", "divide",
 )  # fmt: skip
 def elementwise(r: Relation, n: fx.Node) -> Dims:
     """Equal dims agree, dims of extent 1 stretch."""

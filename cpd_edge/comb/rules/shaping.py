@@ -127,7 +127,7 @@ def stack(r: Relation, n: fx.Node) -> Dims:
     return tuple(out)
 
 
-@register_rule("split_with_sizes", "chunk", "split", "tensor_split")
+@register_rule("split_with_sizes", "chunk", "split")
 def split(r: Relation, n: fx.Node) -> list[Dims]:
     x = r.dims(n.args[0])
     dim = positive(argument(n, 2, "dim", 0), len(x))
@@ -139,7 +139,7 @@ def split(r: Relation, n: fx.Node) -> list[Dims]:
     return [(*x[:dim], part, *x[dim + 1 :]) for part in parts]
 
 
-@register_rule("slice", "narrow")
+@register_rule("slice")
 def slice_(r: Relation, n: fx.Node) -> Dims:
     """A part of a dim: the part in front, the part itself and the part behind become axes of their own."""
     x, size = r.dims(n.args[0]), shape(n)
@@ -153,7 +153,7 @@ def slice_(r: Relation, n: fx.Node) -> Dims:
     if not size[dim]:
         raise Misaligned("it takes nothing")
     free = type(n.args[0].meta["val"].shape[dim]) is not int  # type: ignore[union-attr]
-    plain = op_name(n) == "slice" and not free and step == 1 and isinstance(start, int) and isinstance(end, int)
+    plain = not free and step == 1 and isinstance(start, int) and isinstance(end, int)
     if not plain:
         return resized(r, n, x, [dim], "sliced with a step, a computed bound or over the batch")
     assert isinstance(start, int)
@@ -215,6 +215,30 @@ def channel_shuffle(r: Relation, n: fx.Node) -> Dims:
     outer, inner = r.factor(x[1], [groups, x[1].extent // groups])
     r.shape_argument(n, (1,), outer)
     return (x[0], Prod((inner, outer)), *x[2:])
+
+
+@register_rule("diagonal")
+def diagonal(r: Relation, n: fx.Node) -> Dims:
+    """Two dims become one, behind all others."""
+    x = r.dims(n.args[0])
+    over = [positive(argument(n, i, name, default), len(x)) for i, name, default in ((2, "dim1", 0), (3, "dim2", 1))]
+    r.freeze(n, [x[d] for d in over], "taken in part")
+    return (*(layout for d, layout in enumerate(x) if d not in over), r.axes.fixed(shape(n)[-1], "taken in part"))
+
+
+@register_rule("rot90")
+def rotate(r: Relation, n: fx.Node) -> Dims:
+    x, over = r.dims(n.args[0]), argument(n, 2, "dims", (0, 1))
+    return resized(r, n, x, [positive(d, len(x)) for d in listed(over)], "its order along this axis matters")
+
+
+@register_rule("kron")
+def kronecker(r: Relation, n: fx.Node) -> Dims:
+    """Every pair of places: units x units."""
+    a, b = r.dims(n.args[0]), r.dims(n.args[1])
+    rank = max(len(a), len(b))
+    wide = ((*([UNIT] * (rank - len(x))), *x) for x in (a, b))
+    return tuple(Prod(pair) for pair in zip(*wide, strict=True))
 
 
 @register_rule("unfold")

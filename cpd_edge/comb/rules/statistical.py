@@ -82,14 +82,14 @@ def weight_norm(r: Relation, n: fx.Node) -> Dims:
     return r.broadcast([x, r.dims(n.args[1])])
 
 
-_DIM_AT = {"linalg_vector_norm": 2, "norm": 2, "frobenius_norm": 1}
-_EXACT = ("sum", "linalg_vector_norm", "norm", "frobenius_norm", "count_nonzero", "nansum")
+_DIM_AT = {"linalg_vector_norm": 2, "linalg_norm": 2, "norm": 2, "frobenius_norm": 1}
+_EXACT = ("sum", "linalg_vector_norm", "linalg_norm", "norm", "frobenius_norm", "count_nonzero", "nansum")
 """Reductions to which a masked unit, being zero, adds nothing."""
 
 
 @register_rule(
-    "mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "frobenius_norm", "max", "min", "prod",
-    "var_mean", "std_mean", "median", "count_nonzero", "nansum", "nanmean",
+    "mean", "sum", "amax", "amin", "aminmax", "var", "std", "linalg_vector_norm", "linalg_norm", "norm",
+    "frobenius_norm", "max", "min", "prod", "var_mean", "std_mean", "median", "count_nonzero", "nansum", "nanmean",
 )  # fmt: skip
 def reduction(r: Relation, n: fx.Node) -> Dims | list[Dims]:
     """The reduced dims are read; the rest pass."""
@@ -97,7 +97,8 @@ def reduction(r: Relation, n: fx.Node) -> Dims | list[Dims]:
     if name in ("max", "min") and len(n.args) > 1 and isinstance(n.args[1], fx.Node):
         return r.broadcast([x, r.dims(n.args[1])])  # the larger of two
     dims = chosen(argument(n, _DIM_AT.get(name, 1), "dim"), len(x))
-    order = argument(n, 1, "ord", argument(n, 1, "p", 2))
+    order = argument(n, 1, "ord", argument(n, 1, "p"))
+    order = 2 if order is None else order
     exact = name in _EXACT and ("norm" not in name or (isinstance(order, (int, float)) and 0 < order < float("inf")))
     for dim in dims:
         if not exact:
@@ -108,6 +109,25 @@ def reduction(r: Relation, n: fx.Node) -> Dims | list[Dims]:
     if name in ("max", "min", "median"):
         r.freeze(n, [x[d] for d in dims], "its place along this axis is asked for")
     return [_reduced(x, dims, len(shape_of(v))) for v in value]
+
+
+@register_rule("cosine_similarity", "pairwise_distance", "cdist")
+def similarity(r: Relation, n: fx.Node) -> Dims:
+    """Vectors are compared along a dim: a distance's small constant makes masked units count, a cosine has none."""
+    a, b = r.dims(n.args[0]), r.dims(n.args[1])
+    if op_name(n) == "cdist":
+        lead = r.broadcast([a[:-2], b[:-2]])
+        r.unify(a[-1], b[-1])
+        r.contract(n, (0, -1))
+        r.contract(n, (1, -1))
+        return (*lead, a[-2], b[-2])
+    both = r.broadcast([a, b])
+    dim = positive(argument(n, 2, "dim", 1), len(both)) if op_name(n) == "cosine_similarity" else len(both) - 1
+    if op_name(n) == "pairwise_distance":
+        r.axes.mark_inexact(both[dim])
+    r.contract(n, (0, dim - len(both)))
+    r.contract(n, (1, dim - len(both)))
+    return _reduced(both, [dim], len(shape(n)))
 
 
 @register_rule("argmax", "argmin", "any", "all")
@@ -127,7 +147,7 @@ def _reduced(x: Dims, dims: list[int], rank: int) -> Dims:
 @register_rule(
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "adaptive_max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices",
+    "adaptive_max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d",
     "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa", "_adaptive_avg_pool2d",
@@ -139,6 +159,14 @@ def resample(r: Relation, n: fx.Node) -> Dims | list[Dims]:
         raise Misaligned(f"its input of {len(x)} dims has no batch")
     if isinstance(value, (list, tuple)):
         return [spatial(r, n, x, x[1], shape_of(value[0]))] * len(value)
+    return spatial(r, n, x, x[1], shape(n))
+
+
+@register_rule("max_unpool2d", "max_unpool3d")
+def unpool(r: Relation, n: fx.Node) -> Dims:
+    """Values go back to the places that a pooling took them from."""
+    x, places = r.dims(n.args[0]), r.dims(n.args[1])
+    r.unify(x[1], places[1])
     return spatial(r, n, x, x[1], shape(n))
 
 
