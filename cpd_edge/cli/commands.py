@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cpd_edge.cli.bench_commands import register as register_bench
 from cpd_edge.cli.console import Interrupted, show, told
 from cpd_edge.cli.device_commands import register as register_devices
 from cpd_edge.cli.engine_commands import register
@@ -30,7 +31,7 @@ from cpd_edge.cli.options import (
     shape,
 )
 from cpd_edge.cli.plan_commands import register as register_plans
-from cpd_edge.cli.text import bench_text, comb_text, doctor_text, profile_text, summary
+from cpd_edge.cli.text import comb_text, doctor_text, profile_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.types import EXIT_CODES, Budget
@@ -206,43 +207,6 @@ def profile(
 
 
 @app.command()
-def bench(
-    engine: Annotated[Path, typer.Argument(help="ONNX file")],
-    against: Annotated[Path | None, typer.Option(help="reference engine to compare with, in the same window")] = None,
-    budget_ms: BudgetMs = None,
-    quantile: Quantile = 0.5,
-    runtime: Runtime = "onnxruntime",
-    device: Device = "local",
-    threads: Threads = 1,
-    limit_s: Annotated[float, typer.Option(help="longest time to sample [s]")] = 30.0,
-    target: Annotated[float, typer.Option(help="relative half-width of the interval to stop at")] = 0.01,
-    period_ms: Annotated[float | None, typer.Option(help="one inference per period, as a camera asks for them")] = None,
-    out: Annotated[Path | None, typer.Option(help="file for the raw samples")] = None,
-    as_json: Json = False,
-) -> None:
-    """Time an engine, alone or against another, with an interval and a verdict."""
-    with told(as_json) as (_, progress):
-        from cpd_edge.pipeline.verbs import bench as work
-
-        found = work(
-            engine,
-            against,
-            budget_ms=budget_ms,
-            quantile=quantile,
-            runtime=runtime,
-            device=device,
-            threads=threads,
-            limit_s=limit_s,
-            target=target,
-            period_ms=period_ms,
-            out=out,
-            progress=progress,
-        )
-    show(found, as_json, bench_text)
-    raise typer.Exit(EXIT_CODES.get(found.get("verdict", "PASS"), 0))
-
-
-@app.command()
 def report(run: Annotated[Path, typer.Argument(help="run folder")], as_json: Json = False) -> None:
     """Write a run's report again, from its files."""
     with told(as_json):
@@ -263,6 +227,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 register_plans(app)
+register_bench(app)
 register(app)
 register_devices(app)
 

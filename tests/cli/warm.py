@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import cpd_edge.pipeline
+import cpd_edge.pipeline.bench
 import cpd_edge.pipeline.verbs  # noqa: F401
 from cpd_edge.deploy.onnx import export_onnx
 from cpd_edge.network import trace
