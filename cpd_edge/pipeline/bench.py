@@ -74,7 +74,8 @@ def bench(
         result |= {"budget_ms": budget.limit_ms, "verdict": stats.verdict(latency, budget_ms)}
     if out is not None:
         store.write_json(out, {"format": store.FORMAT, **dict(store.plain(found))})  # type: ignore[call-overload]
-    return dict(store.plain(result))  # type: ignore[call-overload]
+    plain: dict[str, Any] = dict(store.plain(result))  # type: ignore[call-overload]
+    return plain
 
 
 def _compared(engine: Path, against: Path, both: Any, quantile: float) -> dict[str, Any]:
