@@ -103,7 +103,7 @@ def _totals(rows: Mapping[tuple[str, str], Row], models: Sequence[str], of: int)
         "**everything**": (f"**{sum(map(succeeded, ours))}**", f"**{sum(map(_right, theirs))}**"),
         "parameters left, median": (_median(ours, "params"), _median(theirs, "params")),
         "multiply-accumulates left, median": (_median(ours, "macs"), _median(theirs, "macs")),
-        "seconds, median": (_seconds(ours), _seconds(theirs)),
+        "CPU seconds, median": (_seconds(ours), _seconds(theirs)),
     }
     return [*said, *(f"| {name} | {a} | {b} |" for name, (a, b) in lines.items())]
 
@@ -215,7 +215,7 @@ every group are gone (branches stay). `cut = mask`: largest difference of a cut 
 ignore what was cut, relative to the largest value, in float64, over each group alone, over random widths of all of
 them, and with random branches left out; 1e-9 is the limit. Groups that a statistic runs over (a layer norm over the
 embedding) differ from any mask by nature: they have to cut, run and give finite outputs. `ONNX`: ONNX Runtime against
-torch at half of everything, relative to the largest output; 1e-4 is the limit. `s`: seconds for all of that, on one
+torch at half of everything, relative to the largest output; 1e-4 is the limit. `s`: CPU seconds for all of that, on one
 thread.
 
 **Torch-Pruning** (TP): `MetaPruner`, magnitude, `pruning_ratio=0.5`, not global; layers that make the classes are
@@ -228,4 +228,4 @@ float64, from its own record of what it removed: the dense network whose layers 
 same outputs. It is not asked where features are multiplied by features or a statistic runs over channels. Its ONNX
 file has a fixed batch of one, made by whichever of torch's two exporters works; ours has a free batch.
 
-A process may take 15 minutes and 10 GiB."""
+A process may take 15 minutes and 12 GiB."""

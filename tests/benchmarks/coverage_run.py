@@ -71,7 +71,7 @@ RECIPE = 1
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one subprocess: seconds, and bytes of memory that it may really hold."""
+    """Of one subprocess: CPU seconds (and four times as many on the clock), and bytes that it may really hold."""
 
     seconds: float
     memory: float
@@ -142,11 +142,12 @@ def run_one(model: str, tool: str, limits: Limits) -> dict[str, Any]:
 
 def _watched(child: subprocess.Popen[bytes], limits: Limits) -> tuple[str, float]:
     """Waits for a process, or kills it at a limit; says which, and the most memory it held [bytes]."""
-    deadline, peak = time.monotonic() + limits.seconds, 0.0
+    deadline, peak = time.monotonic() + 4 * limits.seconds, 0.0
     while child.poll() is None:
         time.sleep(0.2)
         peak = max(peak, _resident(child.pid))
-        over = "time" if time.monotonic() > deadline else "memory" if peak > limits.memory else ""
+        late = _spent(child.pid) > limits.seconds or time.monotonic() > deadline
+        over = "time" if late else "memory" if peak > limits.memory else ""
         if over:
             child.kill()
             child.wait()
@@ -159,6 +160,14 @@ def _resident(pid: int) -> float:
     """Memory that a process holds [bytes]; 0 where the system does not say."""
     with contextlib.suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0.0
+
+
+def _spent(pid: int) -> float:
+    """CPU time that a process has taken [s]; 0 where the system does not say."""
+    with contextlib.suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return 0.0
 
 
@@ -183,8 +192,8 @@ def main() -> None:
     parser.add_argument("--lists", default="named,torchvision,hf", help="named, torchvision, hf; default all")
     parser.add_argument("--tools", default=",".join(TOOLS), help=f"default {','.join(TOOLS)}")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
-    parser.add_argument("--limit-s", type=float, default=900.0, help="seconds a network and tool may take")
-    parser.add_argument("--limit-gb", type=float, default=10.0, help="memory a process may hold [GiB]")
+    parser.add_argument("--limit-s", type=float, default=900.0, help="CPU seconds a network and tool may take")
+    parser.add_argument("--limit-gb", type=float, default=12.0, help="memory a process may hold [GiB]")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the report")
     parser.add_argument("--again", action="store_true", help="also repeat what did not succeed")
     parser.add_argument("--any-code", action="store_true", help="results of other versions of our code count too")
