@@ -159,15 +159,20 @@ def comb(
     draw: Annotated[Path | None, typer.Option("--draw", help="SVG file for a drawing of the groups")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="cut each group, alone and together; compare")] = False,
     plans: Annotated[int, typer.Option(help="random whole-network cuts that --verify compares")] = 3,
+    onnx: Annotated[
+        bool, typer.Option("--onnx/--no-onnx", help="--verify also compares the network's ONNX file")
+    ] = True,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Show what can be removed together, and what is frozen and why; --verify proves it by numbers."""
     with told(as_json) as (_, progress):
         from cpd_edge.pipeline.verbs import comb as work
+        from cpd_edge.pipeline.verbs import proving
 
-        proof = (plans, seed, progress) if verify else None
-        found = work(model, shape(input_shape), weights, num_classes, drawing=draw, proof=proof)
+        size = shape(input_shape)
+        proof = proving(size, plans=plans, onnx=onnx, seed=seed, progress=progress) if verify else None
+        found = work(model, size, weights, num_classes, drawing=draw, proof=proof)
     show(found, as_json, verify_text if verify else comb_text)
     raise typer.Exit(int(not found.get("verified", True)))
 

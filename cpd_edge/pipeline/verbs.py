@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cpd_edge.pipeline.outcome import interval_from, macs_at
 from cpd_edge.pipeline.request import Request, tables_root
 from cpd_edge.pipeline.steps import best_plan, on_device, scores
 from cpd_edge.pipeline.subject import Subject, comb_record
-from cpd_edge.pipeline.verify import prunable_fraction, verify
+from cpd_edge.pipeline.verify import Verification, prunable_fraction, verify
 from cpd_edge.profile.table import LatencyTable, table_folder
 from cpd_edge.types import Budget
 
@@ -34,7 +35,7 @@ def comb(
     weights: str | None,
     num_classes: int | None,
     drawing: Path | None = None,
-    proof: tuple[int, int, Progress] | None = None,
+    proof: Callable[[nn.Module], Verification] | None = None,
 ) -> dict[str, Any]:
     """Groups, units, exactness and the frozen rest of a model; a drawing and a proof of them where they are asked for.
 
@@ -44,25 +45,36 @@ def comb(
         weights: state dict for the model.
         num_classes: outputs of its head.
         drawing: SVG file.
-        proof: number of random plans, seed and progress of a verification.
+        proof: verifies the module (see `proving`).
     """
     if drawing is not None:
         check_place(drawing)
-    if proof is not None:
-        onnxruntime()
-        if proof[0] < 0:
-            raise UsageError(f"plans of {proof[0]}: at least 0", hint="for example --plans 3")
     module = _model(model, input_shape, weights, num_classes)
     combed = comb_module(module, input_shape)
     fraction = prunable_fraction(combed)
     found = {"model": model, "prunable_params_fraction": fraction, **comb_record(combed)}
     if proof is not None:
-        plans, seed, progress = proof
-        found = verify(module, input_shape, plans=plans, seed=seed, progress=progress).to_json(model)
+        found = proof(module).to_json(model)
     if drawing is not None:
         write_drawing(combed, model, fraction, drawing)
         found["drawing"] = str(drawing)
     return found
+
+
+def proving(
+    input_shape: tuple[int, ...], *, plans: int, onnx: bool, seed: int, progress: Progress
+) -> Callable[[nn.Module], Verification]:
+    """A verification of modules that take such inputs; what it lacks is said before any work.
+
+    Raises:
+        UsageError: fewer than no plans.
+        RuntimeMissing: the ONNX file is asked for, and ONNX Runtime is not installed.
+    """
+    if onnx:
+        onnxruntime()
+    if plans < 0:
+        raise UsageError(f"plans of {plans}: at least 0", hint="for example --plans 3")
+    return partial(verify, input_shape=input_shape, plans=plans, onnx=onnx, seed=seed, progress=progress)
 
 
 def _model(model: str, input_shape: tuple[int, ...], weights: str | None, num_classes: int | None) -> nn.Module:

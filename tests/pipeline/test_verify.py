@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.comb import comb, relate
 from cpd_edge.cut import surgery
+from cpd_edge.errors import UsageError
 from cpd_edge.intake.zoo import resnet8
 from cpd_edge.layout import Sum
 from cpd_edge.network import trace
 from cpd_edge.pipeline.enliven import enliven, in_double
 from cpd_edge.pipeline.lockstep import Entangled, Lockstep, difference
 from cpd_edge.pipeline.proof import Proof, apart, regions
+from cpd_edge.pipeline.verbs import comb as comb_by_name
+from cpd_edge.pipeline.verbs import proving
 from cpd_edge.pipeline.verify import Verification, prunable_fraction, verify
 
 SHAPE = (3, 16, 16)
@@ -342,3 +345,16 @@ def test_progress_is_told() -> None:
         assert (fractions[0], fractions[-1]) == (0.0, 1.0)
         assert fractions == sorted(fractions)
     assert any("whole network" in text for _, _, text in told)
+
+
+def test_a_proof_may_leave_the_onnx_file_out() -> None:
+    """Operators of a user's own need no ONNX translation to be verified."""
+    proof = proving((1, 8, 8), plans=0, onnx=False, seed=0, progress=lambda *said: None)
+    found = comb_by_name("zoo:resnet8", (1, 8, 8), None, None, proof=proof)
+    assert found["verified"] and found["onnx_max_error"] is None and not found["onnx_cause"]
+
+
+def test_fewer_than_no_plans_are_refused() -> None:
+    """Before the model is loaded."""
+    with pytest.raises(UsageError, match="plans of -1"):
+        proving((1, 8, 8), plans=-1, onnx=False, seed=0, progress=lambda *said: None)
