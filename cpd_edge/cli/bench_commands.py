@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cpd_edge.cli.console import show, told
-from cpd_edge.cli.options import BudgetMs, Device, Json, Quantile, Runtime, Threads
+from cpd_edge.cli.options import BudgetMs, Device, Json, Quantile, Runtime, Threads, shape
 from cpd_edge.cli.text import bench_text
 from cpd_edge.types import EXIT_CODES
+
+if TYPE_CHECKING:
+    from cpd_edge.measure.frames import Camera
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +32,13 @@ def bench(
     limit_s: Annotated[float, typer.Option(help="longest time to sample [s]")] = 30.0,
     target: Annotated[float, typer.Option(help="relative half-width of the interval to stop at")] = 0.01,
     period_ms: Annotated[float | None, typer.Option(help="one inference per period, as a camera asks for them")] = None,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="from a camera's frame to top-k or class colours, stage by stage")
+    ] = False,
+    frame: Annotated[
+        str | None, typer.Option(help="with --end-to-end: height,width of a frame; 1080,1920 if not given")
+    ] = None,
+    letterbox: Annotated[bool, typer.Option("--letterbox", help="with --end-to-end: keep the aspect ratio")] = False,
     out: Annotated[Path | None, typer.Option(help="file for the raw samples")] = None,
     as_json: Json = False,
 ) -> None:
@@ -47,8 +57,24 @@ def bench(
             limit_s=limit_s,
             target=target,
             period_ms=period_ms,
+            camera=_camera(end_to_end, frame, letterbox),
             out=out,
             progress=progress,
         )
     show(found, as_json, bench_text)
     raise typer.Exit(EXIT_CODES.get(found.get("verdict", "PASS"), 0))
+
+
+def _camera(end_to_end: bool, frame: str | None, letterbox: bool) -> Camera | None:
+    """The camera that the options describe; None where the engine alone is timed."""
+    from cpd_edge.errors import UsageError
+    from cpd_edge.measure.frames import Camera
+
+    if not end_to_end:
+        if frame is not None or letterbox:
+            raise UsageError("--frame and --letterbox are of the end-to-end mode", hint="add --end-to-end")
+        return None
+    extents = shape(frame, "--frame 1080,1920") if frame is not None else (Camera.h, Camera.w)
+    if len(extents) != 2:
+        raise UsageError(f"frame {frame!r}", hint="height and width, for example --frame 1080,1920")
+    return Camera(*extents, letterbox)

@@ -23,7 +23,7 @@ BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="latency lim
 Speedup = Annotated[float | None, typer.Option("--speedup", help="limit as a speed-up over the dense engine")]
 
 
-def shape(text: str) -> tuple[int, ...]:
+def shape(text: str, example: str = "--input 3,224,224") -> tuple[int, ...]:
     """`3,224,224` as a tuple."""
     from cpd_edge.errors import UsageError
 
@@ -32,5 +32,5 @@ def shape(text: str) -> tuple[int, ...]:
     except ValueError:
         found = ()
     if len(found) < 1 or min(found) < 1:
-        raise UsageError(f"input shape {text!r}", hint="for example --input 3,224,224")
+        raise UsageError(f"input shape {text!r}", hint=f"for example {example}")
     return found

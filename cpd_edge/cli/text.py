@@ -89,9 +89,24 @@ def bench_text(r: dict[str, Any]) -> str:
     if "speedup" in r:
         fewer = "MACs unknown" if r["macs_ratio"] is None else f"{r['macs_ratio']:.2f} x fewer MACs"
         lines.append(f"speed-up {span(r['speedup'], 'x')}: {r['outcome']}, with {fewer}")
+    lines += stage_lines(r) if "stages" in r else []
     if "verdict" in r:
         lines.append(f"{r['verdict']} for {r['budget_ms']:.4g} ms")
     return "\n".join(lines)
+
+
+def stage_lines(r: dict[str, Any]) -> list[str]:
+    """The stages of an end-to-end measurement, and their sum beside the whole."""
+    rows = [
+        f"  {name:<12} {span(stage['latency_ms']):<32} {stage['mean_ms'] / r['mean_ms']:6.1%} of the mean"
+        for name, stage in r["stages"].items()
+    ]
+    whole = f"the whole {r['latency_ms']['estimate']:.4g} ms"
+    return [
+        *rows,
+        f"  sum {r['stages_sum_ms']:.4g} ms, {whole}; {1e3 * r['unattributed_ms']:.3g} us of the mean in no stage",
+        f"  frame {r['frame']}; {r['ran_by']}",
+    ]
 
 
 def doctor_text(r: dict[str, Any]) -> str:

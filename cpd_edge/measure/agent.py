@@ -461,7 +461,7 @@ class Worker:
         self.folder = folder
         with open(self.path("config"), "rb") as stream:
             self.config: JSON = json.load(stream)
-        self.engines: dict[int, Engine] = {}
+        self.engines: dict[int, Any] = {}  # or what stands around one
         self.read = 0
         self.locks: list[int] = []
         self.sampler: subprocess.Popen[bytes] | None = None
@@ -543,6 +543,20 @@ class Worker:
             found.close()
         return {}
 
+    def do_frame(self, seq: int, engine: int, sha256: str, plan: JSON) -> JSON:
+        """Puts the stages of a deployment around an engine; their code is a file that was sent."""
+        module("numpy")
+        module("PIL", "pillow")
+        scope: JSON = {"__name__": "stages"}
+        with open(self.file(sha256), "rb") as stream:
+            exec(compile(stream.read(), "stages.py", "exec"), scope)
+        self.engines[engine] = framed = scope["Framed"](self.engines[engine], plan)
+        return {"words": framed.words}
+
+    def do_stages(self, seq: int, engine: int, last: int) -> JSON:
+        """How long each stage took in the last runs [ns]."""
+        return {"rows_ns": self.engines[engine].stage_ns[-last:]}
+
     def do_moment(self, seq: int) -> JSON:
         """The part of the environment that changes."""
         return {"moment": moment()}
@@ -587,7 +601,8 @@ class Worker:
 
     def do_kernels(self, seq: int, engine: int, repeats: int) -> JSON:
         """Events of every kernel in so many runs."""
-        return self.engines[engine].kernels(repeats, self.folder)
+        found: JSON = self.engines[engine].kernels(repeats, self.folder)
+        return found
 
     def do_warm_load(self, seq: int, engine: int) -> JSON:
         """Time to load the model once more [ms]."""
@@ -737,6 +752,20 @@ class Engine:
             out.append(binding)
         return out
 
+    def in_place(self) -> tuple[Any, Any]:
+        """The input that `run` reads from now on, and the first output that it writes."""
+        if self.provider != PROVIDERS["cpu"]:
+            raise Trouble("missing", f"stages around {self.provider} are not offered, only around the CPU's", "")
+        source, outputs, value = self.ring[0].copy(), self.session.get_outputs(), self.ort.OrtValue.ortvalue_from_numpy
+        made = self.numpy.ascontiguousarray(self.session.run([outputs[0].name], {self.name: source})[0])
+        binding = self.session.io_binding()
+        binding.bind_ortvalue_input(self.name, value(source, "cpu", 0))
+        binding.bind_ortvalue_output(outputs[0].name, value(made, "cpu", 0))
+        for output in outputs[1:]:
+            binding.bind_output(output.name, "cpu")
+        self.bindings = [binding] * RING
+        return source, made
+
     def require_placed(self) -> None:
         """Refuses a model of which the runtime put a node elsewhere than it was asked."""
         if self.provider == PROVIDERS["cpu"]:
@@ -803,13 +832,14 @@ def nodes(session: Any) -> list[JSON]:
     return kept
 
 
-def module(name: str) -> Any:
+def module(name: str, package: str = "") -> Any:
     """A module of the interpreter that measures, the user's own packages included."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         text = f"{name} does not import on the device under {sys.executable}: {error}"
-        hint = f"there: {sys.executable} -m pip install {name}, or name another interpreter: devices add --python"
+        package = package or name
+        hint = f"there: {sys.executable} -m pip install {package}, or name another interpreter: devices add --python"
         raise Trouble("missing", text, hint, package=name) from None
 
 

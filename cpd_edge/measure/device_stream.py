@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,8 @@ class DeviceStream:
         self._graphs: list[tuple[Any, Any]] = []
         self._stream = self._call("cudaStreamCreate")
         self.handle = int(self._stream)
-        flags = int(runtime.cudaEventBlockingSync) if blocking else 0
-        self._events = [self._call("cudaEventCreateWithFlags", flags) for _ in range(2)]
+        self._flags = int(runtime.cudaEventBlockingSync) if blocking else 0
+        self._events: list[Any] = []
 
     def allocate(self, size_bytes: int) -> int:
         """Address of new device memory."""
@@ -76,12 +77,19 @@ class DeviceStream:
 
     def timed(self, launch: Launch) -> float:
         """Runs `launch` to its end, and gives the time between the events before and after it [ms]."""
-        begin, end = self._events
-        self._call("cudaEventRecord", begin, self._stream)
-        launch(self.handle)
-        self._call("cudaEventRecord", end, self._stream)
-        self._call("cudaEventSynchronize", end)
-        return float(self._call("cudaEventElapsedTime", begin, end))
+        return self.timed_each([launch])[0]
+
+    def timed_each(self, launches: Sequence[Launch]) -> list[float]:
+        """Enqueues all of `launches`, waits for their end, and gives the time between the events around each [ms]."""
+        while len(self._events) <= len(launches):
+            self._events.append(self._call("cudaEventCreateWithFlags", self._flags))
+        events = self._events[: len(launches) + 1]
+        self._call("cudaEventRecord", events[0], self._stream)
+        for launch, event in zip(launches, events[1:], strict=True):
+            launch(self.handle)
+            self._call("cudaEventRecord", event, self._stream)
+        self._call("cudaEventSynchronize", events[-1])
+        return [float(self._call("cudaEventElapsedTime", a, b)) for a, b in pairwise(events)]
 
     def captured(self, launch: Launch) -> Launch:
         """The same work as a CUDA graph, which is enqueued in one call."""

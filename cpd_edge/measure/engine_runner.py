@@ -43,7 +43,7 @@ _INSTALL: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class _Port:
+class Port:
     """One input or output of an engine, with its memory on the device."""
 
     name: str
@@ -128,6 +128,26 @@ class EngineRunner:
             "input_high": float(max(values.max() for values in self.ring)),
             "profiled": False,
         }  # fmt: skip
+
+    @property
+    def stream(self) -> DeviceStream:
+        """The stream that it runs on, with its memory."""
+        return self._stream
+
+    @property
+    def input(self) -> Port:
+        """Where `enqueue` reads."""
+        return self._input
+
+    @property
+    def outputs_there(self) -> tuple[Port, ...]:
+        """Where every inference leaves its outputs on the device."""
+        return self._outputs
+
+    def enqueue(self, handle: int) -> None:
+        """Enqueues one inference on what lies at `input`, and returns at once: for stages around the engine."""
+        self._context.set_tensor_address(self._input.name, self._input.address)
+        self._enqueue(self._context, handle)
 
     def run(self) -> None:
         """One inference on the next input of the ring, finished when this returns; its event time is kept."""
@@ -231,7 +251,7 @@ class EngineRunner:
             )
         return engine, load_ms
 
-    def _ports(self, batch: int, sample_input: npt.NDArray[Any] | None) -> tuple[_Port, tuple[_Port, ...]]:
+    def _ports(self, batch: int, sample_input: npt.NDArray[Any] | None) -> tuple[Port, tuple[Port, ...]]:
         """Input and outputs with their shapes settled and memory on the device."""
         engine, mode = self._engine, self._trt.TensorIOMode
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -254,10 +274,10 @@ class EngineRunner:
         ports = [self._port(name) for name in (inputs[0], *(n for n in names if n not in inputs))]
         return ports[0], tuple(ports[1:])
 
-    def _port(self, name: str) -> _Port:
+    def _port(self, name: str) -> Port:
         shape = tuple(int(d) for d in self._context.get_tensor_shape(name))
         dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
-        port = _Port(name, shape, dtype, self._stream.allocate(int(np.prod(shape)) * dtype.itemsize))
+        port = Port(name, shape, dtype, self._stream.allocate(int(np.prod(shape)) * dtype.itemsize))
         self._context.set_tensor_address(name, port.address)
         return port
 
@@ -336,7 +356,7 @@ def _recorder(trt: Any) -> Any:
     return Recorder()
 
 
-def _ring(port: _Port, sample_input: npt.NDArray[Any] | None, seed: int) -> tuple[npt.NDArray[Any], ...]:
+def _ring(port: Port, sample_input: npt.NDArray[Any] | None, seed: int) -> tuple[npt.NDArray[Any], ...]:
     """`RING` seeded inputs for a port: standard normal, or batches drawn from the samples."""
     random = np.random.default_rng(seed)
     if sample_input is None:

@@ -17,7 +17,8 @@ from cpd_edge.errors import EnvironmentMismatch
 
 KEYS = (
     "device", "machine", "cores", "os", "runtime", "runtime_version", "providers", "precision", "threads", "batch",
-    "shape", "inputs", "profiled", "l4t", "power_mode", "clocks", "governor", "turbo", "pinned", "protocol",
+    "shape", "inputs", "frame", "stages", "profiled", "l4t", "power_mode", "clocks", "governor", "turbo", "pinned",
+    "protocol",
 )  # fmt: skip
 """What must be equal for two numbers to be comparable. Load, time and versions of Python are not in it."""
 

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from cpd_edge.errors import ModelError, UsageError
 from cpd_edge.measure.devices import LOCAL, get
+from cpd_edge.measure.frames import Camera, by_stage, refused, stages_source
+from cpd_edge.measure.host_stages import STAGES
 from cpd_edge.measure.runners import RING, Kernel, KernelTimes, _kernels
 from cpd_edge.measure.runtimes import ModelRunner, model_runner
 from cpd_edge.measure.site import Block, Pace, Runner, Runs, Visits
@@ -120,6 +122,26 @@ class RemoteRunner:
             "protocol": "",
             **self.site.moment(),
         }
+
+    def frame(self, camera: Camera) -> None:
+        """Puts the stages of a deployment around the engine, on the device's CPU: `run` takes frames from now on.
+
+        Raises:
+            ModelError: it is no network from one frame to classes or a class map.
+            RuntimeMissing: the device lacks Pillow.
+        """
+        shape = tuple(int(n) for n in str(self.environment["shape"]).split("x"))
+        plan, code = camera.plan(shape), self._station.send(stages_source())
+        try:
+            words = self._station.ask("frame", engine=self.number, sha256=code, plan=plan)[0]["words"]
+        except DeviceError as error:
+            raise (refused(error.what) if error.name == "failed" else error) from error
+        self.environment = {**self.environment, **camera.described(plan["frame"][2], words)}
+
+    def stage_ms(self, last: int) -> Mapping[str, npt.NDArray[np.float64]]:
+        """See `StagedRunner`; timed on the device."""
+        rows = self._station.ask("stages", engine=self.number, last=last)[0]["rows_ns"]
+        return by_stage(STAGES, rows)
 
     def run(self) -> None:
         """One inference; to time it, use `site`: this waits for the network too."""

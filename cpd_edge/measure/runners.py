@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpd_edge.errors import ModelError, RuntimeMissing
+from cpd_edge.errors import ModelError, RuntimeMissing, UsageError
 from cpd_edge.measure.driver import find_gpu
 from cpd_edge.measure.environment import capture, device_name
 from cpd_edge.measure.inputs import RING, described, ring_of, settled_shape
@@ -132,6 +132,25 @@ class OnnxRunner:
         """One inference on the next input of the ring."""
         self._session.run_with_iobinding(self._bindings[self._turn])
         self._turn = (self._turn + 1) % RING
+
+    def in_place(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """The input that `run` reads from now on, and the first output that it writes; nothing is copied.
+
+        Raises:
+            UsageError: the model runs on a GPU, whose memory is not this process's.
+        """
+        if self._provider != CPU:
+            raise UsageError(f"{self._provider} runs on other memory", hint="take the provider cpu")
+        source, outputs = self.ring[0].copy(), self._session.get_outputs()
+        made = np.ascontiguousarray(self._session.run([outputs[0].name], {self._name: source})[0])
+        binding = self._session.io_binding()
+        value = self._ort.OrtValue.ortvalue_from_numpy
+        binding.bind_ortvalue_input(self._name, value(source, "cpu", 0))
+        binding.bind_ortvalue_output(outputs[0].name, value(made, "cpu", 0))
+        for output in outputs[1:]:
+            binding.bind_output(output.name, "cpu")
+        self._bindings = [binding] * RING
+        return source, made
 
     def warm_load_ms(self) -> float:
         """Time to load the model once more, now that file and runtime are warm [ms]."""

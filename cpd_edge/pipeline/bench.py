@@ -12,13 +12,15 @@ import onnx
 from cpd_edge import store
 from cpd_edge.errors import DataError, UsageError
 from cpd_edge.measure import stats
+from cpd_edge.measure.end_to_end import end_to_end
 from cpd_edge.measure.engine_file import record_path
+from cpd_edge.measure.frames import Camera
 from cpd_edge.measure.protocol import Protocol, Runner, compare, measure
 from cpd_edge.measure.remote import device_runner, observed, require_device
 from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.pipeline.engines import open_runner
 from cpd_edge.profile.regions import find_regions
-from cpd_edge.types import Budget
+from cpd_edge.types import Budget, Measurement
 
 Progress = Callable[[str, float, str], None]
 
@@ -35,10 +37,11 @@ def bench(
     limit_s: float,
     target: float,
     period_ms: float | None,
+    camera: Camera | None = None,
     out: Path | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Times an engine, alone or paired with a reference."""
+    """Times an engine, alone or paired with a reference; from a camera's frame to a result where one is given."""
     require_device(device, runtime)
     if device == "local" and any(p is not None and not record_path(p).exists() for p in (engine, against)):
         require_runtime(runtime)
@@ -55,9 +58,15 @@ def bench(
         progress("bench", fraction, text)
 
     def opened(path: Path) -> Runner:
-        if record_path(path).exists():
-            return open_runner(path)
-        return device_runner(device, runtime, path, threads=threads)
+        built = record_path(path).exists()
+        runner = open_runner(path) if built else device_runner(device, runtime, path, threads=threads)
+        if camera is None:
+            return runner
+        with contextlib.ExitStack() as undo:
+            undo.callback(runner.close)
+            staged = end_to_end(runner, camera)
+            undo.pop_all()
+        return staged
 
     with contextlib.closing(opened(engine)) as runner:
         if against is None:
@@ -67,6 +76,8 @@ def bench(
                 both = compare(reference, runner, (against.stem, engine.stem), protocol, quantile, progress=tell)
             found, extra = both.b, _compared(engine, against, both, quantile)
         seen = observed(runner, found)
+        if camera is not None:
+            extra |= _staged(runner, found, quantile)
     latency = stats.quantile_interval(found.samples_ns / 1e6, quantile)
     result = {"engine": str(engine), "quantile": quantile, "latency_ms": latency, "stop": found.stop}
     result |= {"steady": found.steady, "environment": found.environment, **extra, **seen}
@@ -76,6 +87,25 @@ def bench(
         store.write_json(out, {"format": store.FORMAT, **dict(store.plain(found))})  # type: ignore[call-overload]
     plain: dict[str, Any] = dict(store.plain(result))  # type: ignore[call-overload]
     return plain
+
+
+def _staged(runner: Any, found: Measurement, quantile: float) -> dict[str, Any]:
+    """Each stage's own interval and mean, what ran them, and what the whole has beside their sum.
+
+    Quantiles do not add, means do: `unattributed_ms` is the mean of the whole less the means of its stages.
+    """
+    times_ms = runner.stage_ms(len(found.samples_ns))
+    intervals = {name: stats.quantile_interval(ms, quantile) for name, ms in times_ms.items()}
+    means_ms = {name: float(ms.mean()) for name, ms in times_ms.items()}
+    whole_ms = float(found.samples_ns.mean() / 1e6)
+    return {
+        "stages": {name: {"latency_ms": intervals[name], "mean_ms": mean_ms} for name, mean_ms in means_ms.items()},
+        "stages_sum_ms": sum(interval.estimate for interval in intervals.values()),
+        "mean_ms": whole_ms,
+        "unattributed_ms": whole_ms - sum(means_ms.values()),
+        "frame": found.environment["frame"],
+        "ran_by": found.environment["stages"],
+    }
 
 
 def _compared(engine: Path, against: Path, both: Any, quantile: float) -> dict[str, Any]:

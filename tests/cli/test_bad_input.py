@@ -66,6 +66,8 @@ OTHERS = {
     "bench of no engine": (("bench", "text.onnx"), "RUN/pruned.onnx"),
     "bench on no threads": (("bench", "text.onnx", "--threads", "0"), "--threads 1"),
     "bench of no quantile": (("bench", "text.onnx", "--quantile", "1"), "--quantile 0.99"),
+    "bench of a frame alone": (("bench", "text.onnx", "--frame", "480,640"), "add --end-to-end"),
+    "bench of no frame": (("bench", "text.onnx", "--end-to-end", "--frame", "480"), "--frame 1080,1920"),
     "bench of no time": (("bench", "text.onnx", "--limit-s", "0"), "time limit above 0"),
 }  # fmt: skip
 

@@ -10,12 +10,15 @@ import ctypes
 import json
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from cpd_edge.measure.driver import Gpu
+from cpd_edge.measure.engine_file import EngineRecord, save_engine
+from cpd_edge.measure.engine_runner import EngineRunner
 
 ORIN = Gpu("Orin", "sm_87", "12.6", 8 << 30)
 LAYERS = ("conv", "pool")
@@ -112,15 +115,19 @@ class EmulatedCuda:
     cudaFree = cudaFreeHost = cudaEventDestroy = cudaStreamDestroy = cudaGraphDestroy = cudaGraphExecDestroy = give
 
 
-def emulated_tensorrt(cuda: EmulatedCuda, *, older: bool = False, inputs: int = 1, profile_high: int = 4) -> Any:
-    """A module like `tensorrt`, whose one network gives the mean of each image `[b, 3, 8, 8] -> [b, 1]`.
+def emulated_tensorrt(
+    cuda: EmulatedCuda, *, older: bool = False, inputs: int = 1, profile_high: int = 4, head: str = "mean"
+) -> Any:
+    """A module like `tensorrt`, whose one network makes something of images `[b, 3, 8, 8]`.
 
     Args:
         cuda: the device that it runs on.
         older: without what came after TensorRT 8.6.
         inputs: how many inputs the engine has.
         profile_high: largest batch of the engine's profile.
+        head: `mean` of each image `[b, 1]`, `means` of its channels `[b, 3]`, or the `image` itself as logits.
     """
+    extents, axes = {"mean": ((1,), (1, 2, 3)), "means": ((3,), (2, 3)), "image": ((3, 8, 8), ())}[head]
 
     class Context:
         def __init__(self) -> None:
@@ -132,7 +139,7 @@ def emulated_tensorrt(cuda: EmulatedCuda, *, older: bool = False, inputs: int = 
             return True
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-            return (self.batch, 1) if name == "logits" else (self.batch, 3, 8, 8)
+            return (self.batch, *extents) if name == "logits" else (self.batch, 3, 8, 8)
 
         def set_tensor_address(self, name: str, address: int) -> bool:
             self.addresses[name] = address
@@ -143,7 +150,7 @@ def emulated_tensorrt(cuda: EmulatedCuda, *, older: bool = False, inputs: int = 
 
             def work() -> None:
                 images = array(source, (batch, 3, 8, 8))
-                array(to, (batch, 1))[:] = images.mean(axis=(1, 2, 3), keepdims=True)[:, :, 0, 0]
+                array(to, (batch, *extents))[:] = images.mean(axis=axes).reshape(batch, *extents)
                 cuda.runs += 1
                 cuda.now_ms += sum(LAYER_MS.values()) * batch * (10 if cuda.runs <= 2 else 1)  # cold at first
 
@@ -217,3 +224,14 @@ def array(address: int, shape: tuple[int, ...]) -> Any:
     count = int(np.prod(shape))
     memory = memoryview((ctypes.c_byte * (4 * count)).from_address(address)).cast("B")
     return np.frombuffer(memory, np.float32, count).reshape(shape)
+
+
+def engine_in(folder: Path, version: str = "10.3.0", plan: bytes = b"plan") -> Path:
+    record = EngineRecord("net.onnx", "", "tensorrt", version, "sm_87", "Orin", "MAXN", "fp16", {}, 1.0)
+    save_engine(folder / "net.plan", plan, record)
+    return folder / "net.plan"
+
+
+def runner_in(folder: Path, cuda: EmulatedCuda, *, older: bool = False, **options: Any) -> EngineRunner:
+    trt = emulated_tensorrt(cuda, older=older, **{k: options.pop(k) for k in ("inputs", "head") if k in options})
+    return EngineRunner(engine_in(folder, trt.__version__), trt=trt, cuda=cuda, gpu=ORIN, **options)

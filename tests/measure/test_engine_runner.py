@@ -7,29 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from measure.emulated_gpu import LAYER_MS, ORIN, EmulatedCuda, emulated_tensorrt
+from measure.emulated_gpu import LAYER_MS, ORIN, EmulatedCuda, emulated_tensorrt, engine_in, runner_in
 
 from cpd_edge.errors import CpdError, EnvironmentMismatch, ModelError, RuntimeMissing
 from cpd_edge.measure import Protocol, compare, measure
 from cpd_edge.measure.device_stream import DeviceStream, cuda_runtime
 from cpd_edge.measure.driver import find_gpu
-from cpd_edge.measure.engine_file import EngineRecord, save_engine
 from cpd_edge.measure.engine_runner import EngineRunner, runtime_module
 from cpd_edge.measure.runners import RING
 
 SHORT = Protocol(warmup_s=0.001, block_s=0.001, limit_s=0.05)
 RUN_MS = sum(LAYER_MS.values())
-
-
-def engine_in(folder: Path, version: str = "10.3.0", plan: bytes = b"plan") -> Path:
-    record = EngineRecord("net.onnx", "", "tensorrt", version, "sm_87", "Orin", "MAXN", "fp16", {}, 1.0)
-    save_engine(folder / "net.plan", plan, record)
-    return folder / "net.plan"
-
-
-def runner_in(folder: Path, cuda: EmulatedCuda, *, older: bool = False, **options: Any) -> EngineRunner:
-    trt = emulated_tensorrt(cuda, older=older, **{k: options.pop(k) for k in ("inputs",) if k in options})
-    return EngineRunner(engine_in(folder, trt.__version__), trt=trt, cuda=cuda, gpu=ORIN, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"graph": True}, {"transfers": True}, {"graph": True, "transfers": True}])
