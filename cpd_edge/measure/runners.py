@@ -43,12 +43,14 @@ class Kernel:
         op: its operator, fusions included (`Conv`, `FusedConv`, `ReorderInput`).
         order: place in the execution order.
         ms: its time in each run `[repeats]` [ms].
+        nodes: names of the ONNX nodes in it, where the runtime says so.
     """
 
     name: str
     op: str
     order: int
     ms: npt.NDArray[np.float64]
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

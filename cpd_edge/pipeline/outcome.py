@@ -215,11 +215,15 @@ def macs_at(regions: tuple[Region, ...], widths: Widths) -> int:
 
 
 def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> dict[str, Any]:
-    """Widths and profiled times of every region, dense and pruned, and what the median latency holds beside them."""
+    """Widths and profiled times of every region, dense and pruned, and what the median latency holds beside them.
+
+    Of regions that the runtime runs as one kernel, the first has the time of all.
+    """
     times, rest = {}, {}
     for name in ("dense", "pruned"):
         data = (job.run / f"{name}.onnx").read_bytes()
-        attribution = Attribution.of(subject.regions, subject.dense_onnx).adapted(onnx.load_from_string(data))
+        attribution = Attribution.of(subject.regions, subject.dense_onnx).fused(table.fused)
+        attribution = attribution.adapted(onnx.load_from_string(data))
         with contextlib.closing(subject.runner(data, True)) as runner:
             times[name] = attribution.times(runner.kernels(REPEATS)).ms
         median_ms = float(np.median(job.run.load_measurement(name).samples_ns)) / 1e6
@@ -228,6 +232,8 @@ def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> 
     def stays(region: Region) -> bool:
         return all(widths.get(branch, 1) for branch in region.within)
 
+    at = {g: widths.get(g, n) for g, n in subject.widths.items()}
+    together = {name: names if name == names[0] else () for names in table.fused for name in names}
     rows = [
         {
             "name": r.name, "op": r.op, "fqn": r.fqn,
@@ -235,7 +241,7 @@ def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> 
             "pruned_in": size(r.reads, widths) if stays(r) else 0,
             "pruned_out": size(r.writes, widths) if stays(r) else 0,
             "dense_ms": times["dense"].get(r.name, 0.0), "pruned_ms": times["pruned"].get(r.name, 0.0),
-            "predicted_ms": table.region_ms(r.name, {g: widths.get(g, n) for g, n in subject.widths.items()}),
+            "predicted_ms": sum(table.region_ms(name, at) for name in together.get(r.name, (r.name,))),
         }
         for r in subject.regions
     ]  # fmt: skip

@@ -81,6 +81,32 @@ class Form:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """Regions that a runtime runs as one kernel, so that only their sum is measured.
+
+    Its features are the sums of its parts' features, each weighed by how much of it the part does: so the fit of the
+    whole is a fit of every part as well, and what the parts cost adds up to what was measured.
+
+    Attributes:
+        name: of the first part.
+        parts: the regions, in the network's order.
+    """
+
+    name: str
+    parts: tuple[Region, ...]
+    op: str = "Fused"
+
+    def shares(self, form: Form) -> tuple[Floats, ...]:
+        """Share of each part in each feature of a form `[k]`, which sum to 1 over the parts."""
+        units = np.stack([_units(part, form) * _present(part, form) for part in self.parts])
+        whole = units.sum(axis=0)
+        return tuple(units / np.where(whole > 0, whole, 1.0))
+
+
+Fitted: TypeAlias = Region | Fused
+
+
+@dataclass(frozen=True)
 class Model:
     """A fitted region: its form and one coefficient a feature [ms at dense extents]."""
 
@@ -114,8 +140,11 @@ def _stepped(layout: Layout, widths: Columns, block: int, soft: bool = False) ->
     return np.asarray(up(extent(layout, widths)) / max(int(up(np.asarray(layout.extent))), 1), np.float64)
 
 
-def design(region: Region, widths: Columns, form: Form) -> Floats:
+def design(region: Fitted, widths: Columns, form: Form) -> Floats:
     """Features `[..., k]`: 1, weights touched, extents read and written; the same again for each extra."""
+    if isinstance(region, Fused):
+        parts = zip(region.parts, region.shares(form), strict=True)
+        return np.asarray(sum(design(part, widths, form) * share for part, share in parts), np.float64)
     reads = _stepped(region.reads, widths, form.reads, form.soft)
     writes = _stepped(region.writes, widths, form.writes)
     work = np.ones(())
@@ -128,12 +157,12 @@ def design(region: Region, widths: Columns, form: Form) -> Floats:
             work = work * _stepped(dim, widths, 1)
     if not region.weight:
         work = np.zeros(())
-    parts = [np.ones(()), work, reads, writes]
+    features = [np.ones(()), work, reads, writes]
     for extra in form.extras:
         on = _holds(region, widths, extra)
-        parts += [on, on * work, on * reads, on * writes]
-    shape = np.broadcast_shapes(*(np.shape(v) for v in widths.values()), *(p.shape for p in parts))
-    return np.stack([np.broadcast_to(p, shape) for p in parts], axis=-1)
+        features += [on, on * work, on * reads, on * writes]
+    shape = np.broadcast_shapes(*(np.shape(v) for v in widths.values()), *(p.shape for p in features))
+    return np.stack([np.broadcast_to(p, shape) for p in features], axis=-1)
 
 
 def _holds(region: Region, widths: Columns, extra: Extra) -> Floats:
@@ -167,8 +196,8 @@ class Samples:
         return len(next(iter(self.ms.values())))
 
 
-def fit(regions: Sequence[Region], samples: Samples) -> dict[str, Model]:
-    """One model a region, forms chosen by cross-validation.
+def fit(regions: Sequence[Fitted], samples: Samples) -> dict[str, Model]:
+    """One model a region, forms chosen by cross-validation; of regions that are fused, one for each part.
 
     Forms are tried on the regions that take most of the time of each operator, at most ten of them. What one
     region's samples leave open is taken from the others: coefficients lean towards the operator's, which are
@@ -188,12 +217,21 @@ def fit(regions: Sequence[Region], samples: Samples) -> dict[str, Model]:
                 if family.error([region], own) < CLEARLY * family.error([region], shared):
                     form = own
             found = family.fitted(region, form, everything, family.pooled(form, everything))
-            models[region.name] = Model(form, tuple(float(c) for c in found))
+            models |= _models(region, form, found)
     return models
 
 
-def _kind(region: Region) -> tuple[str, bool, bool]:
+def _models(region: Fitted, form: Form, found: Floats) -> dict[str, Model]:
+    if isinstance(region, Region):
+        return {region.name: Model(form, tuple(float(c) for c in found))}
+    shared = zip(region.parts, region.shares(form), strict=True)
+    return {part.name: Model(form, tuple(float(c) for c in found * share)) for part, share in shared}
+
+
+def _kind(region: Fitted) -> tuple[str, bool, bool]:
     """Operator, whether it has weights, and whether they join all it reads to all it writes (not when grouped)."""
+    if isinstance(region, Fused):
+        return region.op, True, True
     spanned = int(np.prod([d.extent for d in region.weight[:2]]))
     return region.op, bool(region.weight), spanned >= region.reads.extent * region.writes.extent
 
@@ -201,11 +239,11 @@ def _kind(region: Region) -> tuple[str, bool, bool]:
 class _Family:
     """Regions of one operator, and the features of every form tried on them."""
 
-    def __init__(self, heavy: Sequence[Region], samples: Samples) -> None:
+    def __init__(self, heavy: Sequence[Fitted], samples: Samples) -> None:
         self.heavy, self.samples = heavy, samples
         self._designs: dict[tuple[str, Form], Floats] = {}
 
-    def features(self, region: Region, form: Form) -> Floats:
+    def features(self, region: Fitted, form: Form) -> Floats:
         """`design` at the samples `[samples, k]`."""
         key = region.name, form
         if key not in self._designs:
@@ -213,7 +251,7 @@ class _Family:
             self._designs[key] = np.broadcast_to(found, (len(self.samples), found.shape[-1]))
         return self._designs[key]
 
-    def best(self, regions: Sequence[Region]) -> Form:
+    def best(self, regions: Sequence[Fitted]) -> Form:
         """The form of least cross-validated error: steps first, then extras one at a time, then steps again."""
         if not any(self.samples.ms[r.name].any() for r in regions):
             return Form()
@@ -230,12 +268,12 @@ class _Family:
             best = again if lower < error else best
         return best
 
-    def _least(self, regions: Sequence[Region], forms: Sequence[Form]) -> tuple[Form, float]:
+    def _least(self, regions: Sequence[Fitted], forms: Sequence[Form]) -> tuple[Form, float]:
         errors = [self.error(regions, form) for form in forms]
         at = int(np.argmin(errors))
         return forms[at], errors[at]
 
-    def error(self, regions: Sequence[Region], form: Form) -> float:
+    def error(self, regions: Sequence[Fitted], form: Form) -> float:
         """Cross-validated relative error of a form, each region counted by its time."""
         wrong = 0.0
         fold = np.arange(len(self.samples)) % FOLDS
@@ -260,7 +298,7 @@ class _Family:
             values.append(ms[train] * weight)
         return np.asarray(nnls(np.concatenate(rows), np.concatenate(values))[0], np.float64)
 
-    def fitted(self, region: Region, form: Form, train: npt.NDArray[np.bool_], pooled: Floats | None) -> Floats:
+    def fitted(self, region: Fitted, form: Form, train: npt.NDArray[np.bool_], pooled: Floats | None) -> Floats:
         """A region's coefficients, leaning towards the pooled ones."""
         ms = self.samples.ms[region.name]
         weight = _weights(ms)[train]
@@ -272,8 +310,15 @@ class _Family:
         return np.asarray(nnls(rows, values)[0], np.float64)
 
 
-def _units(region: Region, form: Form) -> Floats:
+def _present(region: Region, form: Form) -> Floats:
+    """1 for each feature that a region has, 0 for the work of one without weights."""
+    return np.tile(np.asarray([1.0, float(bool(region.weight)), 1.0, 1.0]), 1 + len(form.extras))
+
+
+def _units(region: Fitted, form: Form) -> Floats:
     """Dense amount behind each feature: one, multiply-accumulates, elements read and written; again for extras."""
+    if isinstance(region, Fused):
+        return np.asarray(sum(_units(part, form) * _present(part, form) for part in region.parts), np.float64)
     weights = float(np.prod([d.extent for d in region.weight])) if region.weight else 1.0
     places = region.dense_macs / weights if region.dense_macs else 1.0
     features = region.reads.extent * places * 1e-3, region.writes.extent * places * 1e-3

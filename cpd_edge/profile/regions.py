@@ -10,7 +10,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Protocol
 
@@ -261,6 +262,10 @@ class Kernel(Protocol):
     def ms(self) -> npt.NDArray[np.float64]:
         """Time in each run `[repeats]` [ms]."""
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of all ONNX nodes in it, where the runtime says so; else its name is all there is."""
+
 
 @dataclass(frozen=True)
 class Times:
@@ -269,12 +274,14 @@ class Times:
     Attributes:
         ms: time by region [ms].
         kernels: number of kernels by region.
-        unattributed_ms: kernels that belong to no region [ms].
+        unattributed_ms: kernels that belong to no region, changes of format aside [ms].
+        reformats_ms: changes of a tensor's format that the runtime put between kernels and gave no node [ms].
     """
 
     ms: dict[str, float]
     kernels: dict[str, int]
     unattributed_ms: float
+    reformats_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -284,10 +291,12 @@ class Attribution:
     Attributes:
         names: region by the name of any of its nodes, or of a value that one of them makes.
         nodes: operator and region of each node of the model that the regions were found in, in its order.
+        heads: the first of the regions that one kernel holds together, by any of them; their time is its time.
     """
 
     names: Mapping[str, str]
     nodes: tuple[tuple[str, str], ...] = ()
+    heads: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, regions: Iterable[Region], model: onnx.ModelProto | None = None) -> Attribution:
@@ -312,7 +321,24 @@ class Attribution:
         pairs = [(node, home) for node, home in zip(nodes, homes, strict=True) if home is not None]
         names = {name: home for node, home in pairs for name in (*node.output, node_name(node)) if name}
         every = dict.fromkeys(self.names.values())
-        return Attribution({**{name: name for name in every}, **names}, self.nodes)
+        return Attribution({**{name: name for name in every}, **names}, self.nodes, self.heads)
+
+    def spanned(self, kernels: Sequence[Kernel]) -> tuple[tuple[str, ...], ...]:
+        """Sets of regions that kernels hold together, each in the network's order: none of them has a time alone.
+
+        Two sets that share a region are one.
+        """
+        sets: list[set[str]] = []
+        for held in self._held(sorted(kernels, key=lambda k: k.order)):
+            if len(held) > 1:
+                near = [s for s in sets if s & set(held)]
+                sets = [s for s in sets if s not in near] + [set(held).union(*near)]
+        order = self._order
+        return tuple(sorted((tuple(sorted(s, key=order.__getitem__)) for s in sets), key=lambda s: order[s[0]]))
+
+    def fused(self, sets: Iterable[Sequence[str]]) -> Attribution:
+        """The same, where regions that are held together have one time, that of the first of them."""
+        return replace(self, heads={region: held[0] for held in sets for region in held})
 
     def region(self, kernel: str) -> str | None:
         """Region that a kernel's name tells, or None.
@@ -338,24 +364,58 @@ class Attribution:
 
         Layout conversions carry no name: one to a runtime's own layout counts for the next region, one back for
         the region before, and so do elementwise kernels of unknown name. A kernel's time is a low quantile of its
-        repeats, which interference does not reach.
+        repeats, which interference does not reach. A kernel of several regions counts for their head, see `fused`;
+        where that was not said beforehand, for the first of them.
         """
         ordered = sorted(kernels, key=lambda k: k.order)
-        home: list[str | None] = [None if _reorder(k) else self.region(k.name) for k in ordered]
+        held = self._held(ordered)
+        home: list[str | None] = [self.heads.get(regions[0], regions[0]) if regions else None for regions in held]
         for i, kernel in enumerate(ordered):
             if home[i] is None and (_reorder(kernel) or kernel.op in ELEMENTWISE):
                 near = home[i + 1 :] if kernel.op == "ReorderInput" else home[:i][::-1]
                 home[i] = next((h for h in near if h is not None), None)
-        out, count = dict.fromkeys(self.names.values(), 0.0), dict.fromkeys(self.names.values(), 0)
-        rest = 0.0
+        names = dict.fromkeys(self.heads.get(name, name) for name in self.names.values())
+        out, count = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+        rest = reformats = 0.0
         for kernel, region in zip(ordered, home, strict=True):
             ms = float(np.quantile(kernel.ms, quantile))
-            if region is None:
-                rest += ms
-            else:
+            if region is not None:
                 out[region] += ms
                 count[region] += 1
-        return Times(out, count, rest)
+            elif kernel.op == "Reformat" or kernel.name.startswith("Reformatting CopyNode"):
+                reformats += ms
+            else:
+                rest += ms
+        return Times(out, count, rest, reformats)
+
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        """Place of each region in the network."""
+        every = dict.fromkeys(region for _, region in self.nodes) or dict.fromkeys(self.names.values())
+        return {region: i for i, region in enumerate(dict.fromkeys([*every, *self.names.values()]))}
+
+    def _held(self, ordered: Sequence[Kernel]) -> list[tuple[str, ...]]:
+        """Regions of which each kernel holds nodes.
+
+        Of a kernel that cannot be split a runtime may tell the ends alone (`{ForeignNode[a...b]}`): it also holds
+        what lies between them and is in no other kernel.
+        """
+        found = [self._told(kernel) for kernel in ordered]
+        claimed = {region for held in found for region in held}
+        for i, (kernel, held) in enumerate(zip(ordered, found, strict=True)):
+            if "ForeignNode[" in kernel.name and len(held) == 2:
+                first, last = sorted(self._order[region] for region in held)
+                inside = [r for r, at in self._order.items() if first < at < last and r not in claimed]
+                found[i] = (held[0], *inside, held[1])
+        return found
+
+    def _told(self, kernel: Kernel) -> tuple[str, ...]:
+        if _reorder(kernel):
+            return ()
+        if kernel.nodes:
+            return tuple(dict.fromkeys(r for r in map(self._region, kernel.nodes) if r is not None))
+        region = self.region(kernel.name)
+        return () if region is None else (region,)
 
 
 def _reorder(kernel: Kernel) -> bool:

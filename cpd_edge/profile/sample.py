@@ -23,7 +23,7 @@ from cpd_edge.errors import CpdError, TableError
 from cpd_edge.measure.site import times_ms
 from cpd_edge.profile import isolated
 from cpd_edge.profile.regions import Attribution, Kernel, Times
-from cpd_edge.profile.table import LatencyTable, Sample
+from cpd_edge.profile.table import FORMAT, LatencyTable, Sample
 from cpd_edge.store import plain, write_text
 from cpd_edge.types import Region, Widths
 
@@ -55,6 +55,8 @@ class Runner(Protocol):
 MakeRunner = Callable[[bytes, bool], Runner]
 """`make_runner(model, profile)` gives a runner, with the runtime's profiler on if `profile`."""
 Progress = Callable[[float, str], None]
+Fusions = tuple[tuple[str, ...], ...]
+"""Sets of regions that a runtime runs as one kernel."""
 
 
 @dataclass(frozen=True)
@@ -145,23 +147,28 @@ def profile(
         if found is not None:
             return found
     todo = draws(groups, samples, holdout, seed)
-    log = _Log(folder, {"key": key, "groups": dict(groups), "seed": seed, "samples": samples, "holdout": holdout})
+    header = {"format": FORMAT, "key": key, "groups": dict(groups), "seed": seed}
+    header |= {"samples": samples, "holdout": holdout}
+    log = _Log(folder, header)
     bench = _Bench(build, make_runner, Attribution.of(regions, model), dict(groups), repeats, clock)
     table = None
     try:
+        if log.samples:
+            bench.fuse(log.fused)
         for i, draw in enumerate(todo):
             if i >= len(log.samples):
-                log.append(bench.measure(draw), time.perf_counter() - started)
+                sample = bench.measure(draw)
+                log.append(sample, time.perf_counter() - started, bench.fused or ())
                 started = time.perf_counter()
             if progress is not None:
                 progress((i + 1) / len(todo), f"sample {i + 1} of at most {len(todo)}")
             seen = log.samples[: i + 1]
             if i + 1 < len(todo) and _check_now(seen, holdout):
-                table = LatencyTable.fitted(key, groups, regions, seen, log.seconds)
+                table = LatencyTable.fitted(key, groups, regions, seen, log.seconds, log.fused)
                 if _good(table):
                     break
                 table = None
-        table = table or LatencyTable.fitted(key, groups, regions, log.samples[: len(todo)], log.seconds)
+        table = table or LatencyTable.fitted(key, groups, regions, log.samples[: len(todo)], log.seconds, log.fused)
     finally:
         bench.close()
     if isolated_seconds > 0:
@@ -199,13 +206,15 @@ def _reusable(
 class _Log:
     """Finished samples, kept in a file that is appended to; a torn last line is dropped.
 
-    A file whose header differs belongs to another key and is begun anew.
+    A file whose header differs belongs to another key and is begun anew. What was fused in the dense network, which is
+    the first sample, is kept: a runtime may fuse differently when it builds that again.
     """
 
     def __init__(self, folder: Path | None, header: Mapping[str, Any]) -> None:
         self.path = None if folder is None else folder / "samples.jsonl"
         self.samples: list[Sample] = []
         self.seconds = 0.0
+        self.fused: Fusions = ()
         if self.path is None:
             return
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
@@ -216,16 +225,17 @@ class _Log:
             write_text(self.path, "".join(whole))
         for line in whole[1:]:
             data = json.loads(line)
+            self.fused = tuple(tuple(names) for names in data.pop("fused"))
             self.seconds += data.pop("seconds")
             self.samples.append(Sample(**data))
 
-    def append(self, sample: Sample, seconds: float) -> None:
-        """Adds a finished sample, on disk before this returns."""
+    def append(self, sample: Sample, seconds: float, fused: Fusions) -> None:
+        """Adds a finished sample and what is fused in all of them, on disk before this returns."""
         self.samples.append(sample)
-        self.seconds += seconds
+        self.seconds, self.fused = self.seconds + seconds, fused
         if self.path is None:
             return
-        line = json.dumps({**dict(plain(sample)), "seconds": seconds}) + "\n"  # type: ignore[call-overload]
+        line = json.dumps({**dict(plain(sample)), "seconds": seconds, "fused": fused}) + "\n"  # type: ignore[call-overload]
         with self.path.open("a") as stream:
             stream.write(line)
             stream.flush()
@@ -247,6 +257,12 @@ class _Bench:
         self._build, self._make_runner, self._attribution = build, make_runner, attribution
         self._groups, self._repeats, self._clock = groups, repeats, clock
         self._dense: Runner | None = None
+        self.fused: Fusions | None = None
+
+    def fuse(self, fused: Fusions) -> None:
+        """Counts regions that are fused as one from here on."""
+        self.fused = fused
+        self._attribution = self._attribution.fused(fused)
 
     def measure(self, draw: Draw) -> Sample:
         """Latency of a network and of its regions, with the dense network's before and after.
@@ -277,19 +293,24 @@ class _Bench:
             )
         total_ms, dense_ms = (float(np.quantile(np.concatenate(part), LOW_QUANTILE)) for part in (total, dense))
         return Sample(
-            widths=dict(draw.widths), ms=times.ms, kernels=times.kernels, rest_ms=times.unattributed_ms,
-            total_ms=total_ms, dense_ms=dense_ms, held_out=draw.held_out,
+            widths=dict(draw.widths), ms=times.ms, kernels=times.kernels,
+            rest_ms=times.unattributed_ms + times.reformats_ms, total_ms=total_ms, dense_ms=dense_ms,
+            held_out=draw.held_out, reformats_ms=times.reformats_ms,
         )  # fmt: skip
 
     def _profiled(self, data: bytes, repeats: int) -> Times:
-        here = self._attribution
-        if here.nodes:
-            here = here.adapted(onnx.load_from_string(data))
         runner = self._make_runner(data, True)
         try:
-            return here.times(runner.kernels(repeats), LOW_QUANTILE)
+            kernels = runner.kernels(repeats)
         finally:
             runner.close()
+        if self.fused is None:  # the first network is the dense one
+            self.fuse(self._adapted(data).spanned(kernels))
+        return self._adapted(data).times(kernels, LOW_QUANTILE)
+
+    def _adapted(self, data: bytes) -> Attribution:
+        here = self._attribution
+        return here.adapted(onnx.load_from_string(data)) if here.nodes else here
 
     def close(self) -> None:
         """Closes the dense network."""

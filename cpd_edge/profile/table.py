@@ -1,6 +1,6 @@
 """The latency table: what was measured, the models fitted to it, and the latency of any widths.
 
-Format history: 1, the first.
+Format history: 1, the first; 2, `within`; 3, `fused` and `reformats_ms`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,26 @@ import numpy as np
 
 from cpd_edge.errors import TableError
 from cpd_edge.layout import Widths, axes, from_json, to_json
-from cpd_edge.profile.fit import Extra, Floats, Form, Ints, Model, Samples, fit, fit_total, profiler_cost
+from cpd_edge.profile.fit import (
+    Extra,
+    Fitted,
+    Floats,
+    Form,
+    Fused,
+    Ints,
+    Model,
+    Samples,
+    fit,
+    fit_total,
+    profiler_cost,
+)
 from cpd_edge.store import read_json, write_json
 from cpd_edge.types import Region
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 2
+FORMAT = 3
 AGAIN = "measure it: cpd-edge profile MODEL"
 
 
@@ -33,12 +45,13 @@ class Sample:
 
     Attributes:
         widths: by group.
-        ms: by region, with the profiler on [ms].
+        ms: by region, with the profiler on; of regions that are fused, by the first of them [ms].
         kernels: how many kernels each region ran as.
         rest_ms: kernels that belong to no region [ms].
         total_ms: whole inference without the profiler, a low quantile [ms].
         dense_ms: the dense network's inference just before and after [ms].
         held_out: kept out of the fit, to test it.
+        reformats_ms: changes of format among `rest_ms` [ms].
     """
 
     widths: Mapping[str, int]
@@ -48,6 +61,7 @@ class Sample:
     total_ms: float
     dense_ms: float
     held_out: bool
+    reformats_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,8 @@ class LatencyTable:
         fixed_ms: what no region accounts for [ms].
         seconds: how long measuring took.
         isolated_ms: the sum of regions timed alone, by index of the held-out sample [ms].
+        fused: regions that the runtime runs as one kernel, in the network's order: they are measured and fitted as
+            one, and what a single one of them costs is the fit's share of that.
     """
 
     key: Mapping[str, Any]
@@ -78,6 +94,7 @@ class LatencyTable:
     fixed_ms: float
     seconds: float = 0.0
     isolated_ms: Mapping[int, float] = field(default_factory=dict)
+    fused: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
     def fitted(
@@ -87,6 +104,7 @@ class LatencyTable:
         regions: Sequence[Region],
         samples: Sequence[Sample],
         seconds: float = 0.0,
+        fused: Sequence[Sequence[str]] = (),
     ) -> LatencyTable:
         """Fits models to the samples that are not held out, each freed of the machine's drift.
 
@@ -99,10 +117,13 @@ class LatencyTable:
         widths = {g: np.asarray([s.widths[g] for s, _ in used], np.int64) for g in groups}
         total = np.asarray([s.total_ms * factor for s, factor in used], np.float64)
         ms = _shared_out([s for s, _ in used], total)
-        models = fit(regions, Samples(widths, ms))
+        models = fit(_measured(regions, fused), Samples(widths, ms))
         predicted = np.sum([models[r.name].ms(r, widths) * np.ones(len(used)) for r in regions], axis=0)
         scale, fixed_ms = fit_total(predicted, total)
-        return cls(dict(key), dict(groups), tuple(regions), tuple(samples), models, scale, fixed_ms, seconds)
+        together = tuple(tuple(names) for names in fused)
+        return cls(
+            dict(key), dict(groups), tuple(regions), tuple(samples), models, scale, fixed_ms, seconds, fused=together
+        )
 
     @cached_property
     def ranges(self) -> dict[str, tuple[int, int]]:
@@ -181,13 +202,16 @@ class LatencyTable:
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """Raw samples as rows: sample, held_out, region, op, fqn, ms, predicted_ms, total_ms and every width."""
+        """Raw samples as rows: sample, held_out, region, op, fqn, ms, predicted_ms, total_ms and every width.
+
+        Of regions that are fused, the first has the time of all.
+        """
         import pandas as pd
 
         rows = [
             {
-                "sample": i, "held_out": s.held_out, "region": r.name, "op": r.op, "fqn": r.fqn, "ms": s.ms[r.name],
-                "predicted_ms": self.region_ms(r.name, s.widths), "total_ms": s.total_ms,
+                "sample": i, "held_out": s.held_out, "region": r.name, "op": r.op, "fqn": r.fqn,
+                "ms": s.ms.get(r.name, 0.0), "predicted_ms": self.region_ms(r.name, s.widths), "total_ms": s.total_ms,
                 **{f"width.{g}": w for g, w in s.widths.items()},
             }
             for i, s in enumerate(self.samples)
@@ -210,6 +234,7 @@ class LatencyTable:
                 "fixed_ms": self.fixed_ms,
                 "seconds": self.seconds,
                 "isolated_ms": self.isolated_ms,
+                "fused": self.fused,
             },
         )
 
@@ -237,6 +262,7 @@ class LatencyTable:
             fixed_ms=data["fixed_ms"],
             seconds=data["seconds"],
             isolated_ms={int(i): ms for i, ms in data["isolated_ms"].items()},
+            fused=tuple(tuple(names) for names in data["fused"]),
         )
 
     def with_isolated(self, isolated_ms: Mapping[int, float]) -> LatencyTable:
@@ -261,6 +287,14 @@ class LatencyTable:
                     f"group {group}: width {int(outside.flat[0])} is outside the sampled {low} to {high}",
                     hint=f"measure it with samples of {group} down to {int(outside.min())}: cpd-edge profile MODEL",
                 )
+
+
+def _measured(regions: Sequence[Region], fused: Sequence[Sequence[str]]) -> list[Fitted]:
+    """What has a time of its own: regions, and sets of them that are fused."""
+    by_name = {r.name: r for r in regions}
+    sets = {names[0]: Fused(names[0], tuple(by_name[n] for n in names)) for names in fused}
+    inside = {name for names in fused for name in names}
+    return [sets.get(r.name, r) for r in regions if r.name in sets or r.name not in inside]
 
 
 def _shared_out(samples: Sequence[Sample], total: Floats) -> dict[str, Floats]:

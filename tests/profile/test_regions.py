@@ -26,6 +26,7 @@ class Kernel:
     op: str
     order: int
     ms: npt.NDArray[np.float64]
+    nodes: tuple[str, ...] = ()
 
 
 def kernels(*named: tuple[str, str, float]) -> list[Kernel]:

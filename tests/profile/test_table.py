@@ -55,6 +55,7 @@ class Kernel:
     op: str
     order: int
     ms: npt.NDArray[np.float64]
+    nodes: tuple[str, ...] = ()
 
 
 class Device:
