@@ -62,14 +62,31 @@ class InfeasibleError(CpdError):
     """No plan meets the budget.
 
     Args:
-        floor_ms: the lowest latency any plan reaches, as predicted [ms].
+        floor_ms: the lowest latency any plan reaches, as predicted [ms]; where another resource binds, the latency
+            of the plan that takes least of it.
         binding: names of the groups or regions that hold the floor up, worst first.
+        resource: whose limit cannot be met.
+        floor: the least of it that any plan takes, in its own unit; `floor_ms` if not given.
+        beside: resources without whose limits it could be met.
     """
 
-    def __init__(self, what: str, *, floor_ms: float, binding: tuple[str, ...], hint: str = "") -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        floor_ms: float,
+        binding: tuple[str, ...],
+        hint: str = "",
+        resource: str = "latency",
+        floor: float | None = None,
+        beside: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(what, hint=hint)
         self.floor_ms = floor_ms
         self.binding = binding
+        self.resource = resource
+        self.floor = floor_ms if floor is None else floor
+        self.beside = beside
 
 
 class ParityError(CpdError):

@@ -2,8 +2,8 @@
 
 *axis* one named, countable extent · *unit* one index of it · *slot* where units sit in a parameter ·
 *group* units that go together · *region* what the runtime runs as one fused kernel · *table* measured
-region latencies over widths · *plan* kept units chosen for a budget · *measurement* raw samples with
-their environment · *budget* a quantile and a limit in ms.
+region latencies over widths · *quantity* what is counted from widths · *plan* kept units chosen for a budget ·
+*measurement* raw samples with their environment · *budget* a quantile and a limit in ms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpd_edge.errors import BudgetError, UsageError
-from cpd_edge.layout import Keep, Layout, Widths
+from cpd_edge.layout import Keep, Layout, Widths, size
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
@@ -123,6 +123,33 @@ class Constraints:
                 raise UsageError(f"{flag} of {getattr(self, name)}: at least 1", hint=f"for example --{flag} 8")
         if self.heads not in ("free", "equal"):
             raise UsageError(f"heads {self.heads!r}", hint="give --heads free or --heads equal")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most that a plan may take beside its latency; None is no limit.
+
+    Attributes:
+        macs: multiply-accumulates of one image.
+        params: parameters.
+        size_mb: the model's file [10^6 bytes].
+        memory_mb: activations alive at once, of one image [10^6 bytes].
+
+    Raises:
+        BudgetError: a value that is no limit.
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    size_mb: float | None = None
+    memory_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, example in (("macs", "1e9"), ("params", "5e6"), ("size_mb", "20"), ("memory_mb", "16")):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                flag = f"--max-{name.replace('_', '-')}"
+                raise BudgetError(f"{flag} of {value}: it must be above 0", hint=f"for example {flag} {example}")
 
 
 @dataclass(frozen=True)
@@ -235,6 +262,48 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Amount:
+    """`times · Π size(dim)`, or nothing where a branch that it stands within goes: a weight, a tensor, a product.
+
+    Attributes:
+        times: what one index of all dims counts.
+        dims: layouts whose extents multiply.
+        within: depth groups that take it along when they go.
+        name: of the region, tensor or parameter that it is counted for.
+    """
+
+    times: float
+    dims: tuple[Layout, ...] = ()
+    within: tuple[str, ...] = ()
+    name: str = ""
+
+    def at(self, widths: Widths) -> float:
+        """The amount at widths; absent groups are dense."""
+        if not all(widths.get(branch, 1) for branch in self.within):
+            return 0.0
+        return self.times * math.prod(size(dim, widths) for dim in self.dims)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is counted from widths, not measured: MACs, parameters, bytes; the most of all moments where there are some.
+
+    Attributes:
+        name: what it is (`MACs`, `peak memory` ...).
+        unit: of its numbers, '' for a plain count.
+        moments: amounts that add up; a total has one moment, a peak one for each time at which it may stand.
+    """
+
+    name: str
+    unit: str
+    moments: tuple[tuple[Amount, ...], ...]
+
+    def at(self, widths: Widths) -> float:
+        """The quantity at widths; absent groups are dense."""
+        return max((math.fsum(amount.at(widths) for amount in moment) for moment in self.moments), default=0.0)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which units stay, chosen for a limit, with the certificate of the choice.
 
@@ -278,6 +347,6 @@ class Importance:
 
 
 __all__ = [
-    "EXIT_CODES", "Budget", "Comparison", "Constraints", "Frozen", "Group", "Groups", "Importance", "Interval", "Keep",
-    "Layout", "Measurement", "Plan", "Region", "Slot", "Verdict", "Widths",
+    "EXIT_CODES", "Amount", "Budget", "Comparison", "Constraints", "Frozen", "Group", "Groups", "Importance",
+    "Interval", "Keep", "Layout", "Limits", "Measurement", "Plan", "Quantity", "Region", "Slot", "Verdict", "Widths",
 ]  # fmt: skip

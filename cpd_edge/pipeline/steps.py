@@ -28,7 +28,7 @@ from cpd_edge.profile.table import LatencyTable
 from cpd_edge.score.importance import magnitude, taylor
 from cpd_edge.solve.constraints import allowed, tied, ties, untied
 from cpd_edge.solve.milp import solve
-from cpd_edge.solve.problem import plan_from, problem_from
+from cpd_edge.solve.pose import plan_from, problem_from
 from cpd_edge.types import Constraints, Groups, Importance, Plan, Region
 
 Progress = Callable[[str, float, str], None]

@@ -72,12 +72,14 @@ def tied(problem: Problem, classes: Sequence[Sequence[str]]) -> Problem:
         at = head.get(group, group)
         here = values[stays[group]]
         loss[at] = loss[at] + here if at in loss else here
-    costs = tuple(_joined(cost, head, stays) for cost in problem.costs)
     return replace(
         problem,
         candidates={g: c[stays[g]] for g, c in problem.candidates.items() if head.get(g, g) == g},
         loss=loss,
-        costs=costs,
+        resources=tuple(
+            replace(r, loads=tuple(replace(x, costs=tuple(_joined(c, head, stays) for c in x.costs)) for x in r.loads))
+            for r in problem.resources
+        ),
         sums={name: replace(s, parts=_summed(s.parts, head)) for name, s in problem.sums.items()},
     )
 
@@ -93,14 +95,14 @@ def untied(widths: Widths, classes: Sequence[Sequence[str]]) -> dict[str, int]:
 
 def _joined(cost: RegionCost, head: Mapping[str, str], stays: Mapping[str, Ints]) -> RegionCost:
     """A grid over the groups that stand for its own: the diagonal where two of them are one."""
-    ms = cost.ms
+    grid = cost.grid
     for dim, name in enumerate(cost.groups):
         if name in stays:
-            ms = np.take(ms, stays[name], axis=dim)
+            grid = np.take(grid, stays[name], axis=dim)
     names = [head.get(g, g) for g in cost.groups]
     letters = dict(zip(dict.fromkeys(names), ascii_letters, strict=False))
-    ms = np.einsum(f"{''.join(letters[n] for n in names)}->{''.join(letters.values())}", ms)
-    return replace(cost, groups=tuple(letters), ms=np.array(ms))
+    grid = np.einsum(f"{''.join(letters[n] for n in names)}->{''.join(letters.values())}", grid)
+    return replace(cost, groups=tuple(letters), grid=np.array(grid))
 
 
 def _summed(parts: Sequence[tuple[str, int]], head: Mapping[str, str]) -> tuple[tuple[str, int], ...]:

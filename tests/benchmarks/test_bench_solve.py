@@ -9,7 +9,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from cpd_edge.layout import Leaf
 from cpd_edge.profile.table import LatencyTable, Sample
 from cpd_edge.solve.milp import solve
-from cpd_edge.solve.problem import Problem, RegionCost, losses
+from cpd_edge.solve.pose import losses
+from cpd_edge.solve.problem import Problem, RegionCost, latency
 from cpd_edge.types import Region
 
 
@@ -41,15 +42,15 @@ def resnet50_sized() -> Problem:
         costs.append(RegionCost(f"r{i}", (a, b), grid * rng.uniform(0.97, 1.03, grid.shape)))
     costs.append(RegionCost("stem", ("stem",), 0.1 + 0.01 * candidates["stem"]))
     costs.append(RegionCost("head", ("s3",), 0.05 + 0.0001 * candidates["s3"]))
-    problem = Problem(candidates, loss, tuple(costs), 0.1, 1.0)
+    problem = Problem(candidates, loss, (latency(tuple(costs), 0.1, 1.0),))
     dense = problem.latency_ms(problem.dense)
-    return Problem(candidates, loss, tuple(costs), 0.1, dense / 2)
+    return problem.limited(dense / 2)
 
 
 def test_a_resnet50_sized_problem_is_solved_in_seconds(benchmark: BenchmarkFixture, resnet50_sized: Problem) -> None:
     """37 groups of 16 widths and 54 regions, to a gap of at most 0.1 %; `make bench` shows the seconds."""
     found = benchmark.pedantic(solve, (resnet50_sized,), {"gap": 1e-3}, rounds=1)
-    assert (len(resnet50_sized.candidates), len(resnet50_sized.costs)) == (37, 54)
+    assert (len(resnet50_sized.candidates), len(resnet50_sized.resources[0].loads[0].costs)) == (37, 54)
     assert found.latency_ms <= resnet50_sized.limit_ms
     assert found.gap <= 1e-3
 

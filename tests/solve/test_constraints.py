@@ -14,7 +14,8 @@ from cpd_edge.layout import Leaf
 from cpd_edge.solve.baselines import BASELINES
 from cpd_edge.solve.constraints import allowed, protected, tied, ties, untied
 from cpd_edge.solve.milp import solve
-from cpd_edge.solve.problem import Problem, RegionCost, candidate_widths, losses
+from cpd_edge.solve.pose import candidate_widths, losses
+from cpd_edge.solve.problem import Problem, RegionCost, latency
 from cpd_edge.types import Constraints, Group, Groups, Importance, Slot
 
 
@@ -55,8 +56,8 @@ def deep(seed: int) -> Problem:
         cost("c", "b", "stream", within=("outer", "inner")),
         RegionCost("norm", (), np.asarray(0.3), ("inner",)),
     )
-    problem = Problem(candidates, loss, costs, 0.1, 1.0)
-    return replace(problem, limit_ms=float(rng.uniform(0.35, 0.95)) * problem.latency_ms(problem.dense))
+    problem = Problem(candidates, loss, (latency(costs, 0.1, 1.0),))
+    return problem.limited(float(rng.uniform(0.35, 0.95)) * problem.latency_ms(problem.dense))
 
 
 def best(problem: Problem) -> float:
@@ -91,7 +92,7 @@ def test_a_removed_branch_costs_nothing() -> None:
     """Regions within a branch that goes cost 0; the others cost what they did."""
     problem = deep(1)
     dense, without = problem.dense, problem.dense | {"inner": 0}
-    before, after = problem.region_ms(dense), problem.region_ms(without)
+    before, after = (problem.shares(c, problem.resources[0]) for c in (dense, without))
     assert {n for n, ms in after.items() if ms == 0} == {"b", "c", "norm"}
     assert all(after[n] == before[n] for n in ("stem", "a"))
 
@@ -162,9 +163,10 @@ def test_tied_groups_keep_equal_widths_at_least_loss() -> None:
         rng = np.random.default_rng(seed)
         loss = {**problem.loss, "b": losses(rng.lognormal(0, 1, int(candidates["b"][-1])), candidates["b"])}
         costs = tuple(
-            replace(c, ms=0.2 + rng.uniform(0, 1, [len(candidates[g]) for g in c.groups])) for c in problem.costs
+            replace(c, grid=0.2 + rng.uniform(0, 1, [len(candidates[g]) for g in c.groups]))
+            for c in problem.resources[0].loads[0].costs
         )
-        problem = replace(problem, candidates=candidates, loss=loss, costs=costs, limit_ms=1.6)
+        problem = Problem(candidates, loss, (latency(costs, 0.1, 1.6),))
         classes = (("a", "b"),)
         found = untied(solve(tied(problem, classes), gap=1e-9).widths, classes)
         ranges = [range(len(c)) for c in problem.candidates.values()]

@@ -14,16 +14,10 @@ from scipy import optimize
 from cpd_edge.errors import BudgetError, InfeasibleError, TableError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, size
 from cpd_edge.solve.baselines import BASELINES
-from cpd_edge.solve.milp import floor, solve
-from cpd_edge.solve.problem import (
-    Concat,
-    Problem,
-    RegionCost,
-    candidate_widths,
-    losses,
-    plan_from,
-    problem_from,
-)
+from cpd_edge.solve.infeasible import floor
+from cpd_edge.solve.milp import solve
+from cpd_edge.solve.pose import candidate_widths, losses, plan_from, problem_from
+from cpd_edge.solve.problem import Concat, Problem, RegionCost, latency
 from cpd_edge.types import Importance, Region
 
 FAMILIES = ("equal", "launch", "staircase", "noisy")
@@ -53,9 +47,9 @@ def drawn(family: str, seed: int, *, groups: int = 4, concat: bool = True) -> Pr
     costs = [cost(f"r{i}", a, b) for i, (a, b) in enumerate(pairs)] + [cost("stem", names[0])]
     if concat:
         costs.append(cost("cat", names[0], names[1], names[2]))
-    problem = Problem(candidates, loss, tuple(costs), 0.3, 1.0)
+    problem = Problem(candidates, loss, (latency(tuple(costs), 0.3, 1.0),))
     dense, least = problem.latency_ms(problem.dense), min(problem.latency_ms(c) for c in choices(problem))
-    return replace(problem, limit_ms=least + float(rng.uniform(0.05, 0.8)) * (dense - least))
+    return problem.limited(least + float(rng.uniform(0.05, 0.8)) * (dense - least))
 
 
 def choices(problem: Problem) -> list[dict[str, int]]:
@@ -109,9 +103,9 @@ def test_an_impossible_limit_names_the_exact_floor(name: str) -> None:
     problem = drawn("launch", 7)
     least = min(problem.latency_ms(c) for c in choices(problem))
     with pytest.raises(InfeasibleError, match="fastest") as caught:
-        (solve if name == "milp" else BASELINES[name])(replace(problem, limit_ms=least * 0.999))
+        (solve if name == "milp" else BASELINES[name])(problem.limited(least * 0.999))
     assert caught.value.floor_ms == pytest.approx(least, rel=1e-9)
-    held = problem.region_ms(floor(problem).choice)
+    held = problem.shares(floor(problem).choice, problem.resources[0])
     assert [held[n] for n in caught.value.binding] == sorted(held.values(), reverse=True)[: len(caught.value.binding)]
 
 
@@ -119,13 +113,13 @@ def test_a_limit_at_the_floor_is_met() -> None:
     """The fastest plan's own latency is a feasible limit."""
     problem = drawn("noisy", 8)
     least = floor(problem).latency_ms
-    assert solve(replace(problem, limit_ms=least)).latency_ms == pytest.approx(least)
+    assert solve(problem.limited(least)).latency_ms == pytest.approx(least)
 
 
 def test_a_limit_above_dense_removes_nothing() -> None:
     """Where the dense network fits, the plan is the dense network."""
     problem = drawn("equal", 9)
-    found = solve(replace(problem, limit_ms=problem.latency_ms(problem.dense) + 1))
+    found = solve(problem.limited(problem.latency_ms(problem.dense) + 1))
     assert (dict(found.choice), found.objective, found.gap) == (problem.dense, 0.0, 0.0)
 
 
@@ -134,7 +128,7 @@ def test_among_equal_losses_the_faster_is_taken() -> None:
     for seed in range(10):
         problem = drawn("noisy", seed)
         idle = {**problem.loss, "g1": np.zeros_like(problem.loss["g1"])}
-        found = solve(replace(problem, loss=idle, limit_ms=problem.latency_ms(problem.dense) + 1))
+        found = solve(replace(problem, loss=idle).limited(problem.latency_ms(problem.dense) + 1))
         same = [{**problem.dense, "g1": i} for i in range(len(idle["g1"]))]
         assert found.objective == 0
         assert found.latency_ms <= min(problem.latency_ms(c) for c in same)
@@ -151,7 +145,7 @@ def test_exact_bins_of_a_sum_cost_what_the_grid_costs() -> None:
         concat = Concat(tuple((g, 1) for g in names), 0, reach, reach)
         per_bin = rng.uniform(0, 1, len(reach)) + reach / 32
         costs = (RegionCost("cat", ("sum", "a"), per_bin[:, None] * np.asarray([1.0, 1.3, 1.5, 2.0])),)
-        problem = Problem(candidates, loss, costs, 0.0, 4.5, {"sum": concat})
+        problem = Problem(candidates, loss, (latency(costs, 0.0, 4.5),), {"sum": concat})
         assert solve(problem, gap=1e-9).objective == pytest.approx(enumerated(problem), rel=1e-6)
 
 
@@ -170,11 +164,6 @@ class TrueCost:
             read, write = (-(-size(layout, at) // 16) for layout in (region.reads, region.writes))
             out.append(0.1 + 0.02 * read * write)
         return np.asarray(out)
-
-    def cost(self, name: str, groups: Mapping[str, np.ndarray]) -> np.ndarray:
-        grids = np.meshgrid(*groups.values(), indexing="ij")
-        flat = self.points(name, {g: x.reshape(-1) for g, x in zip(groups, grids, strict=True)})
-        return flat.reshape([len(v) for v in groups.values()])
 
 
 def region(name: str, reads: Layout, writes: Layout) -> Region:
@@ -198,7 +187,7 @@ def test_concats_of_many_groups_are_never_underestimated(parts: int) -> None:
     table, importance = dense_block(parts)
     problem = problem_from(table, importance, 1.0)
     dense = problem.latency_ms(problem.dense)
-    found = solve(replace(problem, limit_ms=0.6 * dense), time_limit_s=3)
+    found = solve(problem.limited(0.6 * dense), time_limit_s=3)
     rng = np.random.default_rng(0)
     drawn_choices = [{g: int(rng.integers(len(c))) for g, c in problem.candidates.items()} for _ in range(100)]
     for choice in [found.choice, problem.dense, *drawn_choices]:
@@ -215,17 +204,19 @@ def test_three_groups_become_an_exact_grid() -> None:
     """A region that reads a concat of two groups and writes a third keeps its true cost in every cell."""
     table, importance = dense_block(3)
     problem = problem_from(table, importance, 1.0)
-    cost = next(c for c in problem.costs if c.name == "r2")
+    cost = next(c for c in problem.resources[0].loads[0].costs if c.name == "r2")
     assert not problem.sums
     assert cost.groups == ("g0", "g1", "g2")
-    assert (cost.ms == table.cost("r2", {g: problem.candidates[g] for g in cost.groups})).all()
+    mesh = np.meshgrid(*(problem.candidates[g] for g in cost.groups), indexing="ij")
+    true = table.points("r2", {g: m.reshape(-1) for g, m in zip(cost.groups, mesh, strict=True)})
+    assert (cost.grid.reshape(-1) == true).all()
 
 
 def test_the_plan_keeps_the_most_important_units() -> None:
     """Kept units are the top ones, ascending, as many as the width says; their loss is no less than the rest's sum."""
     table, importance = dense_block(3)
     problem = problem_from(table, importance, 1.0, at_most={"g1": 20})
-    found = solve(replace(problem, limit_ms=0.7 * problem.latency_ms(problem.dense)))
+    found = solve(problem.limited(0.7 * problem.latency_ms(problem.dense)))
     plan = plan_from(found, importance, 0.5)
     assert plan.widths == found.widths
     assert plan.widths["g1"] <= 20
@@ -276,7 +267,7 @@ def test_stdout_stays_the_callers(monkeypatch: pytest.MonkeyPatch, capfd: pytest
         os.write(1, b"tmpSolver.run();")
         return optimize.milp(*arguments, **options)
 
-    monkeypatch.setattr("cpd_edge.solve.milp.milp", chatty)
+    monkeypatch.setattr("cpd_edge.solve.program.milp", chatty)
     solve(drawn("equal", 0))
     print("mine")
     assert capfd.readouterr().out == "mine\n"
