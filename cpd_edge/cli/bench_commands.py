@@ -15,6 +15,9 @@ from cpd_edge.types import EXIT_CODES
 if TYPE_CHECKING:
     from cpd_edge.measure.frames import Camera
 
+VOID = 4
+"""Exit code of a measurement in which the device slowed itself down: an invalid environment."""
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the command line."""
@@ -39,6 +42,9 @@ def bench(
         str | None, typer.Option(help="with --end-to-end: height,width of a frame; 1080,1920 if not given")
     ] = None,
     letterbox: Annotated[bool, typer.Option("--letterbox", help="with --end-to-end: keep the aspect ratio")] = False,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="sample for 30 s and more, after 10 s of rest, for energy per inference")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="file for the raw samples")] = None,
     as_json: Json = False,
 ) -> None:
@@ -58,11 +64,12 @@ def bench(
             target=target,
             period_ms=period_ms,
             camera=_camera(end_to_end, frame, letterbox),
+            energy=energy,
             out=out,
             progress=progress,
         )
     show(found, as_json, bench_text)
-    raise typer.Exit(EXIT_CODES.get(found.get("verdict", "PASS"), 0))
+    raise typer.Exit(VOID if found["void"] else EXIT_CODES.get(found.get("verdict", "PASS"), 0))
 
 
 def _camera(end_to_end: bool, frame: str | None, letterbox: bool) -> Camera | None:

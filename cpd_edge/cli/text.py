@@ -90,9 +90,23 @@ def bench_text(r: dict[str, Any]) -> str:
         fewer = "MACs unknown" if r["macs_ratio"] is None else f"{r['macs_ratio']:.2f} x fewer MACs"
         lines.append(f"speed-up {span(r['speedup'], 'x')}: {r['outcome']}, with {fewer}")
     lines += stage_lines(r) if "stages" in r else []
+    lines += sensor_lines(r)
     if "verdict" in r:
         lines.append(f"{r['verdict']} for {r['budget_ms']:.4g} ms")
     return "\n".join(lines)
+
+
+def sensor_lines(r: dict[str, Any]) -> list[str]:
+    """Energy with its scope, or why there is none; what slowed the device down."""
+    spent = r["energy"]
+    if spent["reason"]:
+        lines = [f"energy not measured: {spent['reason']}"]
+    else:
+        net = "net not known" if spent["net_mj"] is None else f"{spent['net_mj']:.4g} mJ net of idle"
+        what = f"{spent['mean_mw'] / 1e3:.3g} W of the {spent['scope']} over {spent['seconds']:.0f} s"
+        lines = [f"energy {spent['gross_mj']:.4g} mJ an inference, {net}; {what}"]
+    lines += [f"slowed down: {what}" for what in r["throttling"]]
+    return [*lines, *(["VOID: the device slowed itself down; let it cool, then measure again"] if r["void"] else [])]
 
 
 def stage_lines(r: dict[str, Any]) -> list[str]:

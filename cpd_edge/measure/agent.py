@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import errno
 import fcntl
 import gc
@@ -968,6 +969,8 @@ class Sensors:
         self.devfreq = self.find("sys/class/devfreq/*")
         self.cpufreq = self.find("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")
         self.rapl = self.find("sys/class/powercap/intel-rapl:*/energy_uj")
+        self.cpu_throttle = self.find("sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")
+        self.gpus = Gpus() if root == "/" else None
         for folder in self.find("sys/class/hwmon/hwmon*"):
             self.add_hwmon(folder)
         for path in self.find("sys/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_*"):
@@ -992,7 +995,7 @@ class Sensors:
             self.rails.append((chip, text_of(os.path.join(folder, "power1_label")), "", "", power))
 
     def read(self) -> JSON:
-        """Raw readings: mV, mA, µW or mW by chip, m°C, Hz, kHz, counts."""
+        """Raw readings: mV, mA, µW or mW by chip, m°C, Hz, kHz, counts; of GPUs mW, mJ, °C, MHz and bits."""
 
         def within(folder: str, *names: str) -> list[int | None]:
             return [number_of(os.path.join(folder, name)) for name in names]
@@ -1009,8 +1012,45 @@ class Sensors:
             "devfreq": [[os.path.basename(f), *within(f, "cur_freq", "min_freq", "max_freq")] for f in self.devfreq],
             "cpufreq": [number_of(path) for path in self.cpufreq],
             "overcurrent": {os.path.basename(path)[: -len("_event_cnt")]: number_of(path) for path in self.overcurrent},
+            "cpu_throttle": [number_of(path) for path in self.cpu_throttle],
+            "gpus": [] if self.gpus is None else self.gpus.read(),
             "rapl": [[text_of(os.path.join(os.path.dirname(path), "name")), number_of(path)] for path in self.rapl],
         }
+
+
+class Gpus:
+    """Discrete GPUs, as NVIDIA's management library sees them; none where it is not there."""
+
+    def __init__(self) -> None:
+        self.handles: list[Any] = []
+        try:
+            self.library = ctypes.CDLL("libnvidia-ml.so.1")
+        except OSError:
+            return
+        count = ctypes.c_uint()
+        if self.library.nvmlInit_v2() == 0 and self.library.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0:
+            found = [ctypes.c_void_p() for _ in range(count.value)]
+            get = self.library.nvmlDeviceGetHandleByIndex_v2
+            self.handles = [h for i, h in enumerate(found) if get(ctypes.c_uint(i), ctypes.byref(h)) == 0]
+
+    def read(self) -> list[JSON]:
+        """One row a GPU; what a GPU does not tell is None."""
+        wide = ctypes.c_ulonglong
+        return [
+            {
+                "power_mw": self.ask("nvmlDeviceGetPowerUsage", handle),
+                "energy_mj": self.ask("nvmlDeviceGetTotalEnergyConsumption", handle, kind=wide),
+                "temperature_c": self.ask("nvmlDeviceGetTemperature", handle, ctypes.c_int(0)),
+                "sm_mhz": self.ask("nvmlDeviceGetClockInfo", handle, ctypes.c_int(1)),
+                "reasons": self.ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle, kind=wide),
+            }
+            for handle in self.handles
+        ]
+
+    def ask(self, name: str, *arguments: Any, kind: Any = ctypes.c_uint) -> int | None:
+        """One number, or None where the library or the GPU has none."""
+        found, call = kind(), getattr(self.library, name, None)
+        return int(found.value) if call is not None and call(*arguments, ctypes.byref(found)) == 0 else None
 
 
 def sample(folder: str) -> None:

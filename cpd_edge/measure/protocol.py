@@ -37,6 +37,7 @@ class Protocol:
         min_blocks: blocks (ABBA blocks when comparing) without which no measurement ends before its limit.
         target: relative half-width of the interval at which sampling may stop.
         limit_s: time limit of sampling, warm-up aside [s].
+        least_s: shortest time of sampling, whatever the interval [s].
         mode: `back-to-back`, or `paced`: one inference per `period_ms`.
         period_ms: frame period of paced mode [ms].
         margin: relative difference below which two engines count as equivalent.
@@ -51,6 +52,7 @@ class Protocol:
     min_blocks: int = 10
     target: float = 0.01
     limit_s: float = 20.0
+    least_s: float = 0.0
     mode: Literal["back-to-back", "paced"] = "back-to-back"
     period_ms: float | None = None
     margin: float = 0.02
@@ -65,10 +67,12 @@ class Protocol:
             )
         if not 0 < self.level < 1:
             raise UsageError(f"level {self.level}: it must lie between 0 and 1")
-        for name in ("warmup_s", "block_s", "target", "limit_s", "margin", "min_blocks", "period_ms"):
+        for name in ("warmup_s", "block_s", "target", "limit_s", "least_s", "margin", "min_blocks", "period_ms"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"{name} of {value}: it must be 0 or more")
+        if self.least_s > self.limit_s:
+            raise UsageError(f"at least {self.least_s:g} s of sampling within {self.limit_s:g} s", hint="raise limit_s")
         if self.period_ms == 0 or self.limit_s == 0 or self.min_blocks < 1:
             raise UsageError("a protocol needs a period and a time limit above 0, and at least one block")
 
@@ -240,7 +244,7 @@ def _sample(
         visits += len(done.blocks) // len(order)
         elapsed_ns += done.elapsed_ns
         switches = None if switches is None or done.switches is None else switches + done.switches
-        missing, late = unmet(visits), elapsed_ns >= limit_ns
+        missing, late = unmet(visits) or _unmet_time(elapsed_ns, protocol), elapsed_ns >= limit_ns
         if progress is not None:
             progress(min(1.0, elapsed_ns / limit_ns) if missing else 1.0, missing or INSIDE)
         if not missing or late:
@@ -248,6 +252,11 @@ def _sample(
         check = math.ceil(check * _GROWTH)
     rate = None if switches is None else switches / max(elapsed_ns / 1e9, 1e-9)
     return (INSIDE if not missing else f"time limit of {protocol.limit_s:g} s: {missing}"), rate
+
+
+def _unmet_time(elapsed_ns: int, protocol: Protocol) -> str:
+    seconds = elapsed_ns / 1e9
+    return "" if seconds >= protocol.least_s else f"{seconds:.1f} s are sampled, {protocol.least_s:g} s are needed"
 
 
 def _unmet_blocks(visits: int, protocol: Protocol) -> str:

@@ -21,8 +21,6 @@ from cpd_edge.measure.runtimes import ModelRunner, model_runner
 from cpd_edge.measure.site import Block, Pace, Runner, Runs, Visits
 from cpd_edge.measure.ssh import DeviceError
 from cpd_edge.measure.station import Station, station
-from cpd_edge.measure.telemetry import energy, reading, throttling
-from cpd_edge.types import Measurement
 
 RUNTIME = "onnxruntime"
 """What the agent runs engines on."""
@@ -208,22 +206,6 @@ def device_runner(device: str, runtime: str, model: Path | bytes, **options: Any
     return RemoteRunner(device, model, **options)
 
 
-def observed(runner: object, found: Measurement) -> dict[str, Any]:
-    """What the device's sensors said while an engine was measured; nothing for an engine of this machine.
-
-    Keys: `energy` (see `Energy`; the pauses between blocks count, so it is of the run, not of one engine where two
-    alternate) and `throttling`, what says that the device slowed itself down.
-    """
-    if not isinstance(runner, RemoteRunner):
-        return {}
-    start_ns, end_ns = int(found.starts_ns[0]), int(found.starts_ns[-1] + found.samples_ns[-1])
-    around = 5 * 10**9
-    readings = [reading(raw) for raw in runner.site.station.telemetry]
-    near = [r for r in readings if start_ns - around <= r.time_ns <= end_ns + around]
-    spent = energy(near, start_ns, end_ns, len(found.samples_ns))
-    return {"energy": spent, "throttling": list(throttling(near))}
-
-
 def require_device(device: str, runtime: str = RUNTIME) -> None:
     """Refuses a device that is unknown, or that a runtime is not offered on, before any work.
 
@@ -249,4 +231,4 @@ def _npy(values: npt.NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-__all__ = ["RemoteRunner", "RemoteSite", "device_runner", "observed", "require_device"]
+__all__ = ["RemoteRunner", "RemoteSite", "device_runner", "require_device"]

@@ -1,8 +1,8 @@
 """Telemetry: what a device's sensors said while it worked, in units, and what that proves.
 
-Readings come from the agent's sampler (sysfs: INA3221, INA238, thermal zones, devfreq, RAPL) or from lines of NVIDIA's
-tegrastats, whose dialects from Nano to Thor differ; unknown fields are passed over. The agent sends raw numbers of
-files, and this is the one place where they get a meaning.
+Readings come from the agent's sampler: sysfs (INA3221, INA238, thermal zones, devfreq, RAPL), NVIDIA's management
+library (NVML), or lines of its tegrastats, whose dialects from Nano to Thor differ; unknown fields are passed over. The
+agent sends raw numbers, and this is the one place where they get a meaning.
 """
 
 from __future__ import annotations
@@ -19,8 +19,17 @@ OFF_C = -256.0
 LEAST_S = 30.0
 """Shortest window for energy: boards average power over a second and more."""
 
-_INPUTS: Mapping[str, str] = {"VDD_IN": "module", "POM_5V_IN": "module", "VIN": "board input"}
+_INPUTS: Mapping[str, str] = {"VDD_IN": "module", "POM_5V_IN": "module", "VIN": "board input", "NVML": "GPU board"}
 """Rails that carry everything, and what everything is."""
+_EVENTS: Mapping[int, tuple[str, bool]] = {
+    0x4: ("its power cap held the GPU's clock down", False),
+    0x8: ("the GPU's hardware slowed its clock down", True),
+    0x20: ("the driver slowed the GPU down for its temperature", True),
+    0x40: ("the GPU's hardware slowed its clock down for its temperature", True),
+    0x80: ("an external power brake slowed the GPU down", True),
+}
+"""Reasons of NVML's clock events (`nvml.h`, nvmlClocksEventReason*), and whether numbers under them are void. An idle
+GPU's low clock (0x1) and clocks that a user set (0x2) are neither."""
 _WITHIN: Mapping[str, str] = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 """Rails that are fed by another that is measured too (NVIDIA developer forum, thread 223111)."""
 
@@ -46,6 +55,8 @@ class Reading:
         ram_mb: memory in use [MB].
         cooling: state of each throttling device; 0 is idle.
         overcurrent: events counted since boot, by counter.
+        cpu_throttled: times that CPU cores slowed down for their temperature, counted since boot.
+        gpu_events: bits of NVML's clock events, of all GPUs.
         energy_uj: running energy counters, by domain [µJ].
     """
 
@@ -59,7 +70,30 @@ class Reading:
     ram_mb: int | None = None
     cooling: Mapping[str, int] = field(default_factory=dict)
     overcurrent: Mapping[str, int] = field(default_factory=dict)
+    cpu_throttled: int = 0
+    gpu_events: int = 0
     energy_uj: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Power:
+    """Mean power and what it is of [mW]."""
+
+    mw: float
+    scope: str
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """Evidence that a device slowed itself down.
+
+    Attributes:
+        what: in words.
+        voids: whether numbers measured meanwhile are void; a power cap only goes with them.
+    """
+
+    what: str
+    voids: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,7 +102,7 @@ class Energy:
 
     Attributes:
         gross_mj: everything in `scope`, idle included; None where `reason` says why there is no number [mJ].
-        net_mj: above the idle power; None where that was not given [mJ].
+        net_mj: above the idle power; None where that is not known in the same scope [mJ].
         mean_mw: mean power over the window [mW].
         scope: what was measured (`module (VDD_IN)`, `sum of rails ...`, `CPU package`); never the wall.
         seconds: length of the window [s].
@@ -125,19 +159,41 @@ def reading(raw: Mapping[str, Any]) -> Reading:
     line = parse_tegrastats(raw["tegrastats"]) if raw.get("tegrastats") else Reading()
     zones = {name: milli / 1e3 for name, milli in raw["zones"] if milli is not None and milli != OFF_C * 1e3}
     gpu = [row[1] for row in raw["devfreq"] if row[1] is not None and _is_gpu(row[0])]
+    board, events = _discrete(raw.get("gpus", ()))
+    counted = {name: micro for name, micro in raw["rapl"] if micro is not None and name.startswith("package")}
     return Reading(
         raw["t_ns"],
-        power_mw=_rails(raw["rails"]) or line.power_mw,
-        temperature_c={name.removesuffix("-thermal"): c for name, c in zones.items()} or line.temperature_c,
-        gpu_mhz=round(max(gpu) / 1e6) if gpu else line.gpu_mhz,
+        power_mw=_rails(raw["rails"]) or line.power_mw or board.power_mw,
+        temperature_c={name.removesuffix("-thermal"): c for name, c in zones.items()} | dict(board.temperature_c)
+        or line.temperature_c,
+        gpu_mhz=round(max(gpu) / 1e6) if gpu else line.gpu_mhz or board.gpu_mhz,
         cpu_mhz=tuple(round(khz / 1e3) for khz in raw["cpufreq"] if khz is not None) or line.cpu_mhz,
         emc_mhz=line.emc_mhz,
         gpu_percent=line.gpu_percent,
         ram_mb=line.ram_mb,
         cooling={name: now for name, now, _ in raw["cooling"] if now is not None and "throttle" in name},
         overcurrent={name: count for name, count in raw["overcurrent"].items() if count is not None},
-        energy_uj={name: micro for name, micro in raw["rapl"] if micro is not None and name.startswith("package")},
+        cpu_throttled=sum(count for count in raw.get("cpu_throttle", ()) if count is not None),
+        gpu_events=events,
+        energy_uj={**counted, **board.energy_uj},
     )
+
+
+def _discrete(rows: Sequence[Mapping[str, Any]]) -> tuple[Reading, int]:
+    """What NVML says of the one GPU, and the clock events of all; power of one among several is not attributed."""
+    events = 0
+    for row in rows:
+        events |= row["reasons"] or 0
+    if len(rows) != 1:
+        return Reading(), events
+    (one,) = rows
+    counted = one["energy_mj"] is not None
+    return Reading(
+        power_mw={"NVML": one["power_mw"]} if one["power_mw"] is not None and not counted else {},
+        temperature_c={} if one["temperature_c"] is None else {"gpu": float(one["temperature_c"])},
+        gpu_mhz=one["sm_mhz"],
+        energy_uj={"GPU board": one["energy_mj"] * 1000} if counted else {},
+    ), events
 
 
 def _rails(rows: Sequence[Sequence[Any]]) -> dict[str, float]:
@@ -168,7 +224,7 @@ def total_mw(power_mw: Mapping[str, float]) -> tuple[float, str] | None:
 
 
 def energy(
-    readings: Sequence[Reading], start_ns: int, end_ns: int, inferences: int, idle_mw: float | None = None
+    readings: Sequence[Reading], start_ns: int, end_ns: int, inferences: int, idle: Power | None = None
 ) -> Energy:
     """Energy of an inference over a window: the integral of power, divided by how many there were.
 
@@ -176,7 +232,7 @@ def energy(
         readings: in order of time.
         start_ns, end_ns: the window, on the readings' clock.
         inferences: that ended inside it.
-        idle_mw: power of the idle device in the same scope, for the net energy [mW].
+        idle: power of the idle device, for the net energy.
     """
     seconds = (end_ns - start_ns) / 1e9
     inside = [r for r in readings if start_ns <= r.time_ns <= end_ns]
@@ -184,6 +240,8 @@ def energy(
     def none(reason: str, scope: str = "") -> Energy:
         return Energy(None, None, None, scope, seconds, len(inside), reason)
 
+    if not any(r.power_mw or r.energy_uj for r in readings):
+        return none("no power rail and no energy counter can be read")
     if inferences < 1:
         return none("no inference ended in the window")
     if seconds < LEAST_S:
@@ -193,8 +251,17 @@ def energy(
         return none(found)
     joules, scope = found
     mean_mw = joules / seconds * 1e3
-    net = None if idle_mw is None else (joules - idle_mw / 1e3 * seconds) * 1e3 / inferences
+    net = (joules - idle.mw / 1e3 * seconds) * 1e3 / inferences if idle is not None and idle.scope == scope else None
     return Energy(joules * 1e3 / inferences, net, mean_mw, scope, seconds, len(inside))
+
+
+def mean_power(readings: Sequence[Reading]) -> Power | None:
+    """Mean power from the first to the last reading; None where there is none, or less than two readings."""
+    if len(readings) < 2:
+        return None
+    start_ns, end_ns = readings[0].time_ns, readings[-1].time_ns
+    found = _joules(readings, start_ns, end_ns, readings)
+    return None if isinstance(found, str) else Power(found[0] / (end_ns - start_ns) * 1e12, found[1])
 
 
 def _joules(
@@ -220,26 +287,34 @@ def _joules(
 def _counted(inside: Sequence[Reading], seconds: float) -> tuple[float, str] | str:
     """Energy from running counters, scaled from the readings' span to the window's."""
     if len(inside) < 2 or not inside[0].energy_uj:
-        return "no power rail and no energy counter can be read"
+        return "the energy counters were not read twice in the window"
     first, last = inside[0], inside[-1]
     spent = {name: last.energy_uj.get(name, -1) - at for name, at in first.energy_uj.items()}
     if min(spent.values()) < 0:
         return "an energy counter ran over within the window"
     span = (last.time_ns - first.time_ns) / 1e9
-    return sum(spent.values()) / 1e6 * seconds / span, f"CPU package (RAPL: {', '.join(spent)})"
+    return sum(spent.values()) / 1e6 * seconds / span, f"sum of counters {' + '.join(spent)} (RAPL, NVML)"
 
 
-def throttling(readings: Sequence[Reading]) -> tuple[str, ...]:
-    """What says that the device slowed itself down between the first and the last reading, in words."""
+def throttling(readings: Sequence[Reading]) -> tuple[Slowdown, ...]:
+    """What says that the device slowed itself down between the first and the last reading."""
     if not readings:
         return ()
     first, last = readings[0], readings[-1]
     counted = {name: last.overcurrent.get(name, at) - at for name, at in first.overcurrent.items()}
     states = {name: max(r.cooling.get(name, 0) for r in readings) for name in last.cooling}
+    cores, events = last.cpu_throttled - first.cpu_throttled, 0
+    for at in readings:
+        events |= at.gpu_events
     return (
-        *(f"{n} over-current event{'s' * (n > 1)} ({name})" for name, n in counted.items() if n > 0),
-        *(f"{name} was active (state {state})" for name, state in states.items() if state > 0),
+        *(Slowdown(f"{n} over-current event{'s' * (n > 1)} ({name})") for name, n in counted.items() if n > 0),
+        *(Slowdown(f"{name} was active (state {state})") for name, state in states.items() if state > 0),
+        *((Slowdown(f"CPU cores slowed down for their temperature {cores} times"),) if cores > 0 else ()),
+        *(Slowdown(what, voids) for bit, (what, voids) in _EVENTS.items() if events & bit),
     )
 
 
-__all__ = ["Energy", "Reading", "energy", "parse_tegrastats", "reading", "throttling", "total_mw"]
+__all__ = [
+    "Energy", "Power", "Reading", "Slowdown", "energy", "mean_power", "parse_tegrastats", "reading", "throttling",
+    "total_mw",
+]  # fmt: skip

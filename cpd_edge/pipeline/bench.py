@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 
@@ -16,8 +16,10 @@ from cpd_edge.measure.end_to_end import end_to_end
 from cpd_edge.measure.engine_file import record_path
 from cpd_edge.measure.frames import Camera
 from cpd_edge.measure.protocol import Protocol, Runner, compare, measure
-from cpd_edge.measure.remote import device_runner, observed, require_device
+from cpd_edge.measure.remote import device_runner, require_device
 from cpd_edge.measure.runtimes import require_runtime
+from cpd_edge.measure.sensing import IDLE_S, idle_power, observed, sensing
+from cpd_edge.measure.telemetry import LEAST_S
 from cpd_edge.pipeline.engines import open_runner
 from cpd_edge.profile.regions import find_regions
 from cpd_edge.types import Budget, Measurement
@@ -38,10 +40,14 @@ def bench(
     target: float,
     period_ms: float | None,
     camera: Camera | None = None,
+    energy: bool = False,
     out: Path | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Times an engine, alone or paired with a reference; from a camera's frame to a result where one is given."""
+    """Times an engine, alone or paired with a reference; from a camera's frame to a result where one is given.
+
+    With `energy`, the idle power is looked at first, and sampling takes long enough for an energy.
+    """
     require_device(device, runtime)
     if device == "local" and any(p is not None and not record_path(p).exists() for p in (engine, against)):
         require_runtime(runtime)
@@ -51,8 +57,10 @@ def bench(
     if threads < 1:
         raise UsageError(f"threads of {threads}: at least 1", hint="for example --threads 1")
     budget = Budget(budget_ms, None if budget_ms is not None else 1.0, quantile)
-    mode = "paced" if period_ms is not None else "back-to-back"
-    protocol = Protocol(limit_s=limit_s, target=target, mode=mode, period_ms=period_ms)  # type: ignore[arg-type]
+    mode: Literal["paced", "back-to-back"] = "paced" if period_ms is not None else "back-to-back"
+    least_s = LEAST_S + 1 if energy else 0.0
+    limit_s = max(limit_s, 1.2 * least_s)
+    protocol = Protocol(limit_s=limit_s, least_s=least_s, target=target, mode=mode, period_ms=period_ms)
 
     def tell(fraction: float, text: str) -> None:
         progress("bench", fraction, text)
@@ -68,14 +76,18 @@ def bench(
             undo.pop_all()
         return staged
 
-    with contextlib.closing(opened(engine)) as runner:
+    with contextlib.closing(opened(engine)) as runner, sensing(runner) as sensors:
+        if energy:
+            progress("idle", 0.0, f"{IDLE_S:g} s of idle power")
+        idle = idle_power(sensors) if energy else None
+        progress("idle", 1.0, "")
         if against is None:
             found, extra = measure(runner, engine.stem, protocol, quantile, progress=tell), {}
         else:
             with contextlib.closing(opened(against)) as reference:
                 both = compare(reference, runner, (against.stem, engine.stem), protocol, quantile, progress=tell)
             found, extra = both.b, _compared(engine, against, both, quantile)
-        seen = observed(runner, found)
+        seen = observed(sensors, found, idle)
         if camera is not None:
             extra |= _staged(runner, found, quantile)
     latency = stats.quantile_interval(found.samples_ns / 1e6, quantile)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from cpd_edge.measure.telemetry import Energy, Reading, energy, parse_tegrastats, reading, throttling, total_mw
+from cpd_edge.measure.telemetry import (
+    Energy,
+    Power,
+    Reading,
+    Slowdown,
+    energy,
+    mean_power,
+    parse_tegrastats,
+    reading,
+    throttling,
+    total_mw,
+)
 
 # Lines as boards printed them, shortened. Sources: Nano, TX1, TX2 and AGX Xavier from the tests of
 # DataDog/datadog-agent; the AGX Orin of JetPack 7 and the clocks of Thor from bug reports to rbonghi/jetson_stats;
@@ -147,7 +158,7 @@ def ramp(seconds: int) -> list[Reading]:
 
 def test_energy_is_the_integral_of_power_over_the_inferences() -> None:
     """The trapezoid of a straight line is exact, also where the window cuts between two readings."""
-    found = energy(ramp(60), int(10.5e9), int(50.5e9), 1000, idle_mw=1000)
+    found = energy(ramp(60), int(10.5e9), int(50.5e9), 1000, Power(1000, "module (VDD_IN)"))
     joules = 40 * (1 + 0.1 * 30.5)
     assert joules == pytest.approx(found.gross_mj)  # 1000 inferences: J in all is mJ each
     assert joules - 40 == pytest.approx(found.net_mj)
@@ -185,4 +196,48 @@ def test_throttling_is_told_by_counters_that_grew_and_alerts_that_were_active() 
     hot = Reading(2, cooling={"gpu-throttle-alert": 1}, overcurrent={"oc1": 4, "oc3": 2})
     assert () == throttling([quiet, quiet])
     said = throttling([quiet, hot, Reading(3, cooling={"gpu-throttle-alert": 0}, overcurrent={"oc1": 4, "oc3": 2})])
-    assert ("2 over-current events (oc3)", "gpu-throttle-alert was active (state 1)") == said
+    expected = ("2 over-current events (oc3)", "gpu-throttle-alert was active (state 1)")
+    assert tuple(Slowdown(what, voids=True) for what in expected) == said
+
+
+def test_what_counts_as_a_gpu_s_slowdown() -> None:
+    """Heat and hardware void a number, a power cap goes with it, an idle clock and a user's clock are nothing."""
+
+    def said(bits: int) -> list[bool]:
+        return [slowdown.voids for slowdown in throttling([Reading(1), Reading(2, gpu_events=bits), Reading(3)])]
+
+    assert ([], [], [False], [True]) == (said(0x1), said(0x2), said(0x4), said(0x40))
+    assert [False, True, True] == said(0x4 | 0x8 | 0x20)
+    (cores,) = throttling([Reading(1, cpu_throttled=7), Reading(2, cpu_throttled=9)])
+    assert cores.voids and "2 times" in cores.what
+
+
+GPU = {"power_mw": 61_500, "energy_mj": 5_000_000, "temperature_c": 54, "sm_mhz": 1980, "reasons": 0x4}
+
+
+def test_a_discrete_gpu_is_read_by_nvml() -> None:
+    """Its energy counter before its power, its temperature beside the zones; of several none is the one."""
+    desktop = {**RAW, "rails": [], "devfreq": [], "gpus": [GPU]}
+    found = reading(desktop)
+    assert ({"package-0": 5, "GPU board": 5_000_000_000}, {}) == (found.energy_uj, found.power_mw)
+    assert (1980, 54, 0x4) == (found.gpu_mhz, found.temperature_c["gpu"], found.gpu_events)
+    older = reading({**desktop, "gpus": [{**GPU, "energy_mj": None}]})
+    assert (61_500, "GPU board (NVML)") == total_mw(older.power_mw)
+    several = reading({**desktop, "gpus": [GPU, {**GPU, "reasons": 0x40}]})
+    assert ({"package-0": 5}, {}, 0x44) == (several.energy_uj, several.power_mw, several.gpu_events)
+
+
+def test_mean_power_is_known_from_two_readings_on() -> None:
+    """Of rails by their integral, of counters by their difference."""
+    assert Power(pytest.approx(1500), "module (VDD_IN)") == mean_power(ramp(10))
+    counters = [Reading(int(t * 1e9), energy_uj={"package-0": t * 20_000_000}) for t in range(11)]
+    found = mean_power(counters)
+    assert found is not None and (20_000, True) == (pytest.approx(found.mw), "RAPL" in found.scope)
+    assert mean_power(ramp(0)) is None
+    assert mean_power([Reading(0), Reading(10**9)]) is None
+
+
+def test_idle_power_of_another_scope_gives_no_net_energy() -> None:
+    """A module's input less a sum of rails is no number."""
+    found = energy(ramp(60), 0, int(40e9), 1000, Power(1000, "sum of rails CPU + GPU"))
+    assert found.gross_mj is not None and found.net_mj is None
