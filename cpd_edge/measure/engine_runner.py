@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from cpd_edge.measure.device_stream import DeviceStream, Launch, cuda_runtime
 from cpd_edge.measure.driver import Gpu, require_gpu
 from cpd_edge.measure.engine_file import load_engine, require_native
 from cpd_edge.measure.environment import capture, device_name
-from cpd_edge.measure.layers import EngineLayer, layers_from_inspector
+from cpd_edge.measure.layers import EngineLayer, layers_from_inspector, timed
 from cpd_edge.measure.listening import listener
 from cpd_edge.measure.runners import RING, Kernel, KernelTimes
 from cpd_edge.measure.stats import trend
@@ -207,7 +207,6 @@ class EngineRunner:
         Raises:
             ModelError: the runs did not all execute the same layers.
         """
-        types = {layer.name: layer.type for layer in self.layers()}
         context = self._engine.create_execution_context()
         recorder = _recorder(self._trt)
         self._bind(context)
@@ -227,8 +226,7 @@ class EngineRunner:
         if not names or not names[0] or any(other != names[0] for other in names):
             raise ModelError("the profiled runs did not execute the same layers")
         ms = np.array([[value for _, value in run] for run in runs])  # [repeats, layers]
-        found = [Kernel(name, types.get(name, ""), i, ms[:, i].copy()) for i, name in enumerate(names[0])]
-        return KernelTimes(tuple(found), totals_ms)
+        return KernelTimes(layer_kernels(self.layers(), names[0], ms), totals_ms)
 
     def close(self) -> None:
         """Gives back the engine and everything on the device."""
@@ -328,6 +326,14 @@ class EngineRunner:
         return int(engine.device_memory_size_v2 if newer else engine.device_memory_size)
 
 
+def layer_kernels(
+    layers: Sequence[EngineLayer], names: Sequence[str], ms: npt.NDArray[np.float64]
+) -> tuple[Kernel, ...]:
+    """What the profiler timed (`ms` `[repeats, names]`), with what the inspector says of each: type and ONNX nodes."""
+    known = {layer.name: layer for layer in timed(layers, dict.fromkeys(names, 0.0))}
+    return tuple(Kernel(name, known[name].type, i, ms[:, i].copy(), known[name].onnx) for i, name in enumerate(names))
+
+
 def runtime_module(runtime: str) -> Any:
     """The module of a TensorRT runtime.
 
@@ -365,4 +371,4 @@ def _ring(port: Port, sample_input: npt.NDArray[Any] | None, seed: int) -> tuple
     return tuple(np.ascontiguousarray(sample_input[rows], port.dtype) for rows in picks)
 
 
-__all__ = ["MODULES", "EngineRunner", "runtime_module"]
+__all__ = ["MODULES", "EngineRunner", "layer_kernels", "runtime_module"]

@@ -34,6 +34,12 @@ def provider_name(text: str) -> str:
     raise UsageError(f"execution provider {text!r}", hint=f"one of {', '.join(NAMES)}")
 
 
+def runtime_name(provider: str) -> str:
+    """What `--runtime` calls ONNX Runtime on a provider; its numbers belong to no other."""
+    short = next((name for name, full in NAMES.items() if full == provider), provider)
+    return "onnxruntime" if short == "cpu" else f"onnxruntime-{short}"
+
+
 def provider_chain(wanted: str, available: Sequence[str]) -> list[str]:
     """What to open a session with: the provider asked for, what TensorRT leaves to CUDA, and the CPU for shapes.
 
@@ -107,4 +113,5 @@ def _computes(arguments: Mapping[str, Any]) -> bool:
 
 __all__ = [
     "CPU", "NAMES", "ON_GPU", "fallen_back", "provider_chain", "provider_name", "require_first", "require_no_fallback",
+    "runtime_name",
 ]  # fmt: skip

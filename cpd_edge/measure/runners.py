@@ -26,6 +26,7 @@ from cpd_edge.measure.providers import (
     provider_name,
     require_first,
     require_no_fallback,
+    runtime_name,
 )
 
 _DTYPES: Mapping[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -121,8 +122,8 @@ class OnnxRunner:
         self._turn = 0
         self.environment: Mapping[str, Any] = {
             **capture(
-                "onnxruntime", self._ort.__version__, threads, batch, self._inputs(self._session)[0].shape, precision,
-                providers=self._session.get_providers(),
+                runtime_name(self._provider), self._ort.__version__, threads, batch,
+                self._inputs(self._session)[0].shape, precision, providers=self._session.get_providers(),
             ),
             **described(self.ring, sample_input),
             "profiled": profile,

@@ -1,8 +1,13 @@
-"""The runtimes that run an ONNX model on this machine's CPU, by the name that `--runtime` takes."""
+"""The runtimes, by the name that `--runtime` takes, and what each needs before it can be asked for.
+
+Some take an ONNX model as it is (`RUNNERS`). TensorRT runs an engine that is built from it first, here or on another
+device; its command line tool does so on another device alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +15,11 @@ import numpy.typing as npt
 
 from cpd_edge.errors import UsageError
 from cpd_edge.measure.compiled_runner import OpenVinoRunner, openvino
+from cpd_edge.measure.device_stream import cuda_runtime
+from cpd_edge.measure.devices import LOCAL
+from cpd_edge.measure.driver import require_gpu
+from cpd_edge.measure.engine_runner import runtime_module
+from cpd_edge.measure.providers import NAMES, provider_chain
 from cpd_edge.measure.runners import Kernel, OnnxRunner, onnxruntime
 
 
@@ -37,13 +47,28 @@ class ModelRunner(Protocol):
         """Frees the engine."""
 
 
-RUNNERS: Mapping[str, Callable[..., ModelRunner]] = {"onnxruntime": OnnxRunner, "openvino": OpenVinoRunner}
-"""What makes a runner from a model, `threads`, `batch` and `profile`."""
+TENSORRT, TOOL = "tensorrt", "trtexec"
 
-TITLES: Mapping[str, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-"""What each runtime is called in sentences."""
+RUNNERS: Mapping[str, Callable[..., ModelRunner]] = {
+    "onnxruntime": OnnxRunner,
+    "openvino": OpenVinoRunner,
+    "onnxruntime-cuda": partial(OnnxRunner, provider="cuda"),
+    "onnxruntime-tensorrt": partial(OnnxRunner, provider="tensorrt"),
+}
+"""What makes a runner from a model, `threads`, `batch` and `profile`, in this process."""
 
-_MODULES: Mapping[str, Callable[[], Any]] = {"onnxruntime": onnxruntime, "openvino": openvino}
+TITLES: Mapping[str, str] = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "onnxruntime-cuda": "ONNX Runtime with CUDA",
+    "onnxruntime-tensorrt": "ONNX Runtime with TensorRT",
+    TENSORRT: "TensorRT",
+    TOOL: "TensorRT",
+}
+"""All runtimes, and what each is called in sentences."""
+
+ON_CPU = ("onnxruntime", "openvino")
+"""Those that need no GPU."""
 
 
 def model_runner(
@@ -67,17 +92,56 @@ def model_runner(
     return RUNNERS[runtime](model, threads=threads, batch=batch, profile=profile)
 
 
-def require_runtime(runtime: str) -> None:
-    """Refuses a runtime that is unknown or not installed, before any work.
+def require_known(runtime: str) -> None:
+    """Refuses a runtime that is unknown.
 
     Raises:
         UsageError: names those that are known.
-        RuntimeMissing: says how to install it.
     """
-    if runtime not in RUNNERS:
-        known = " or ".join(f"--runtime {name}" for name in RUNNERS)
+    if runtime not in TITLES:
+        known = " or ".join(f"--runtime {name}" for name in TITLES)
         raise UsageError(f"unknown runtime {runtime!r}", hint=f"this version builds for {known}")
-    _MODULES[runtime]()
 
 
-__all__ = ["RUNNERS", "TITLES", "ModelRunner", "model_runner", "require_runtime"]
+def require_runtime(runtime: str, device: str = LOCAL) -> None:
+    """Refuses a runtime that is unknown or cannot run here, before any work; another device says itself what it lacks.
+
+    Raises:
+        UsageError: names those that are known.
+        RuntimeMissing: it is not installed, its build has no such provider, or there is no driver or GPU.
+    """
+    require_known(runtime)
+    if device != LOCAL:
+        return
+    if runtime == TOOL:
+        raise UsageError(
+            f"runtime {TOOL} runs on a device that is reached over ssh, and that may be this one",
+            hint="cpd-edge devices add here ssh://localhost, then --device here",
+        )
+    _NEEDS[runtime]()
+
+
+def _require_provider(name: str) -> None:
+    """ONNX Runtime with a provider, and the GPU that it is for."""
+    provider_chain(NAMES[name], onnxruntime().get_available_providers())
+    require_gpu(f"runtime onnxruntime-{name}")
+
+
+def _require_tensorrt() -> None:
+    runtime_module(TENSORRT)
+    require_gpu(f"runtime {TENSORRT}")
+    cuda_runtime()
+
+
+_NEEDS: Mapping[str, Callable[[], object]] = {
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "onnxruntime-cuda": partial(_require_provider, "cuda"),
+    "onnxruntime-tensorrt": partial(_require_provider, "tensorrt"),
+    TENSORRT: _require_tensorrt,
+}
+
+__all__ = [
+    "ON_CPU", "RUNNERS", "TENSORRT", "TITLES", "TOOL", "ModelRunner", "model_runner", "require_known",
+    "require_runtime",
+]  # fmt: skip

@@ -16,11 +16,12 @@ from cpd_edge.measure.end_to_end import end_to_end
 from cpd_edge.measure.engine_file import record_path
 from cpd_edge.measure.frames import Camera
 from cpd_edge.measure.protocol import Protocol, Runner, compare, measure
-from cpd_edge.measure.remote import device_runner, require_device
+from cpd_edge.measure.remote import require_device
 from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.measure.sensing import IDLE_S, idle_power, observed, sensing
 from cpd_edge.measure.telemetry import LEAST_S
 from cpd_edge.pipeline.engines import open_runner
+from cpd_edge.pipeline.opening import open_model
 from cpd_edge.profile.regions import find_regions
 from cpd_edge.types import Budget, Measurement
 
@@ -50,7 +51,7 @@ def bench(
     """
     require_device(device, runtime)
     if device == "local" and any(p is not None and not record_path(p).exists() for p in (engine, against)):
-        require_runtime(runtime)
+        require_runtime(runtime, device)
     for path in (engine, against):
         if path is not None and not path.is_file():
             raise DataError(f"no engine at {path}", hint="give an ONNX file, such as RUN/pruned.onnx")
@@ -67,7 +68,7 @@ def bench(
 
     def opened(path: Path) -> Runner:
         built = record_path(path).exists()
-        runner = open_runner(path) if built else device_runner(device, runtime, path, threads=threads)
+        runner = open_runner(path) if built else open_model(device, runtime, path, threads=threads)
         if camera is None:
             return runner
         with contextlib.ExitStack() as undo:

@@ -26,10 +26,10 @@ from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
 from cpd_edge.measure import stats
 from cpd_edge.measure.protocol import Protocol, compare, measure
-from cpd_edge.measure.remote import device_runner
 from cpd_edge.measure.runtimes import ModelRunner
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
+from cpd_edge.pipeline.opening import open_model
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import (
     Progress,
@@ -166,7 +166,7 @@ class Job:
 
     def opened(self, model: Path | bytes) -> ModelRunner:
         """A model on the runtime that the run is for."""
-        return device_runner(self.request.device, self.request.runtime, model, threads=self.request.threads)
+        return open_model(self.request.device, self.request.runtime, model, threads=self.request.threads)
 
     def window(
         self, candidate: bytes, protocol: Protocol, tell: Callable[[float, str], None], keep: bool

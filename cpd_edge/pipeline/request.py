@@ -11,7 +11,7 @@ from typing import Any
 
 from cpd_edge.errors import StoreError, UsageError
 from cpd_edge.measure.remote import require_device
-from cpd_edge.measure.runtimes import RUNNERS
+from cpd_edge.measure.runtimes import require_known
 from cpd_edge.types import Budget, Constraints
 
 LEAST = {
@@ -96,9 +96,7 @@ class Request:
     profiles: str = field(default_factory=lambda: str(tables_root()))
 
     def __post_init__(self) -> None:
-        if self.runtime not in RUNNERS:
-            known = " or ".join(f"--runtime {name}" for name in RUNNERS)
-            raise UsageError(f"unknown runtime {self.runtime!r}", hint=f"this version builds for {known}")
+        require_known(self.runtime)
         require_device(self.device, self.runtime)
         object.__setattr__(self, "protect", (self.protect,) if isinstance(self.protect, str) else tuple(self.protect))
         _ = self.constraints

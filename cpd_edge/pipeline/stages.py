@@ -51,7 +51,7 @@ def run(
         CpdError: bad input, before any work; or a stage that failed, with what it was.
         InfeasibleError: no plan meets the budget; the record and the report say so too.
     """
-    require_runtime(request.runtime)
+    require_runtime(request.runtime, request.device)
     torch.manual_seed(request.seed)
     task = data or load_task(
         request.data,

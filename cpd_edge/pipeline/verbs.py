@@ -99,7 +99,7 @@ def profile(
 ) -> dict[str, Any]:
     """Measures, or finds, the latency table of a model and says how well it predicts."""
     Request(model, "", Budget(speedup=2), device=device, runtime=runtime, threads=threads, samples=samples)
-    require_runtime(runtime)
+    require_runtime(runtime, device)
     progress("comb", 0.0, "")
     subject = Subject.of(_model(model, input_shape, weights, num_classes), input_shape, threads, runtime, device)
     progress("comb", 1.0, "")
