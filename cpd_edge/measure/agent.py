@@ -1,7 +1,7 @@
 """The agent: the one file that is sent to a device. It measures there and keeps what it measured until it is fetched.
 
-It runs on any Python from 3.8 on with the standard library alone, plus ONNX Runtime where engines are to run. It
-imports nothing of this package and nothing imports it; that it is one file is why it is longer than others.
+It runs on any Python from 3.8 on with the standard library alone, plus NumPy and ONNX Runtime or TensorRT where engines
+are to run; CUDA's runtime it calls by ctypes. It imports nothing of this package and nothing imports it; that it is one file is why it is longer than others.
 
     front    `python3 -I agent.py`: one for each connection. JSON lines on stdin and stdout, logs on stderr. Takes
              files, starts workers, passes requests on, and streams a job's logs from any byte offset.
@@ -527,7 +527,8 @@ class Worker:
 
     def do_load(self, seq: int, engine: int, sha256: str, **options: Any) -> JSON:
         """Opens an engine, and says where and how it runs."""
-        self.engines[engine] = found = Engine(self.file(sha256), options, self.file)
+        kind = BuiltEngine if options.pop("runtime") == "tensorrt" else Engine
+        self.engines[engine] = found = kind(self.file(sha256), options, self.file)
         return {"environment": dict(state_of(self.config["root"]), **found.environment), "load_ms": found.load_ms}
 
     def file(self, sha256: str) -> str:
@@ -814,6 +815,294 @@ class Engine:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.bindings = []
         self.session = self.profiled = self.free = self.folder = None
+
+
+class Cuda:
+    """What TensorRT needs of CUDA's runtime: memory, copies and one stream. Every call is checked."""
+
+    NAMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so.10.2")
+    FOLDERS = ("", "/usr/local/cuda/lib64/", "/usr/local/cuda/targets/aarch64-linux/lib/")
+
+    def __init__(self) -> None:
+        self.driver = self.loaded("libcuda.so.1")
+        if self.driver is None or self.driver.cuInit(0) != 0:
+            raise Trouble(
+                "missing", "the device has no NVIDIA driver that starts", "TensorRT runs on NVIDIA GPUs alone"
+            )
+        found = [self.loaded(folder + name) for folder in self.FOLDERS for name in self.NAMES]
+        self.library = next((library for library in found if library is not None), None)
+        if self.library is None:
+            raise Trouble("missing", "CUDA's runtime (libcudart) is not found on the device", "there: pip install cuda")
+        self.taken: list[ctypes.c_void_p] = []
+        self.stream = ctypes.c_void_p()
+        self.call("cudaStreamCreate", ctypes.byref(self.stream))
+
+    @staticmethod
+    def loaded(name: str) -> Any:
+        """A shared library, or None."""
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            return None
+
+    def arch(self) -> str:
+        """Compute capability, as `sm_87`."""
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self.driver.cuDeviceGetAttribute(ctypes.byref(major), 75, 0)
+        self.driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, 0)
+        return "sm_%d%d" % (major.value, minor.value)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """One call of the runtime."""
+        status = getattr(self.library, name)(*arguments)
+        if status == 2:
+            raise MemoryError
+        if status:
+            raise Trouble("cuda", "CUDA's %s failed with status %d" % (name, status))
+
+    def allocate(self, size: int) -> int:
+        """Address of new device memory."""
+        found = ctypes.c_void_p()
+        self.call("cudaMalloc", ctypes.byref(found), ctypes.c_size_t(max(size, 1)))
+        self.taken.append(found)
+        return int(found.value or 0)
+
+    def upload(self, address: int, values: Any) -> None:
+        """Copies a contiguous array to the device."""
+        self.copy(address, values.ctypes.data, values.nbytes, 1)
+
+    def download(self, values: Any, address: int) -> None:
+        """Copies device memory into a contiguous array."""
+        self.copy(values.ctypes.data, address, values.nbytes, 2)
+
+    def copy(self, to: int, source: int, size: int, kind: int) -> None:
+        """Copies, and returns when it is done."""
+        self.call("cudaMemcpy", ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(size), kind)
+
+    def wait(self) -> None:
+        """Returns when all that was enqueued is done."""
+        self.call("cudaStreamSynchronize", self.stream)
+
+    def close(self) -> None:
+        """Gives everything back."""
+        for address in self.taken:
+            self.call("cudaFree", address)
+        self.taken = []
+        self.call("cudaStreamDestroy", self.stream)
+
+
+class BuiltEngine:
+    """A TensorRT engine, built here from an ONNX model with one input, or kept from before."""
+
+    def __init__(self, path: str, options: JSON, file: Any) -> None:
+        self.trt, self.numpy, self.options = module("tensorrt"), module("numpy"), options
+        self.cuda = Cuda()
+        self.log, self.runtimes = self.logger(), []
+        self.plan_path = self.built(path)
+        self.engine, first_ms = self.open()
+        self.context = self.engine.create_execution_context()
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        mode = self.trt.TensorIOMode.INPUT
+        (self.source,) = [name for name in names if self.engine.get_tensor_mode(name) == mode]
+        shape = (options["batch"], *tuple(self.engine.get_tensor_profile_shape(self.source, 0)[1])[1:])
+        self.context.set_input_shape(self.source, shape)
+        self.outs = [(n, self.cuda.allocate(self.size(n))) for n in names if n != self.source]
+        for name, address in self.outs:
+            self.context.set_tensor_address(name, address)
+        self.ring = self.make_ring(shape, None if options["ring"] is None else file(options["ring"]))
+        self.places = [self.cuda.allocate(values.nbytes) for values in self.ring]
+        for address, values in zip(self.places, self.ring):
+            self.cuda.upload(address, values)
+        self.turn = 0
+        start = time.perf_counter_ns()
+        self.run()
+        self.load_ms = {"first_load": first_ms, "first_inference": (time.perf_counter_ns() - start) / 1e6}
+
+    def run(self) -> None:
+        """One inference on the next input of the ring, finished when this returns."""
+        self.enqueue(self.context, self.places[self.turn])
+        self.cuda.wait()
+        self.turn = (self.turn + 1) % RING
+
+    def enqueue(self, context: Any, address: int) -> None:
+        """Puts one inference on the stream."""
+        context.set_tensor_address(self.source, address)
+        if not context.execute_async_v3(self.cuda.stream.value or 0):
+            raise Trouble("failed", "the engine does not run: " + self.said())
+
+    @property
+    def environment(self) -> JSON:
+        """What runs the engine, and on which inputs; in the words of an engine of the host's own GPU."""
+        return {
+            "runtime": "tensorrt",
+            "runtime_version": self.trt.__version__,
+            "providers": self.cuda.arch() + ",enqueue,without transfers,driver's wait",
+            "shape": "x".join(str(n) for n in self.ring[0].shape),
+            "input_low": float(min(values.min() for values in self.ring)),
+            "input_high": float(max(values.max() for values in self.ring)),
+            "profiled": False,
+        }
+
+    def built(self, path: str) -> str:
+        """Where the engine lies; what changes it is in its name."""
+        precision, batch, version = self.options["precision"], self.options["batch"], self.trt.__version__
+        folder = os.path.join(os.path.dirname(os.path.dirname(path)), "engines")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        place = "-".join((version, self.cuda.arch(), re.sub(r"\W+", "-", power_mode("/"))))
+        whole = os.path.join(folder, "%s-%s-%d-%s.plan" % (os.path.basename(path), precision, batch, place))
+        if not os.path.exists(whole):
+            replace(whole, self.build(path, os.path.join(folder, place + ".timing")))
+        os.utime(whole)
+        found = sorted(glob.glob(os.path.join(folder, "*.plan")), key=os.path.getmtime, reverse=True)
+        sizes = [os.path.getsize(name) for name in found]
+        for i, name in enumerate(found):
+            if sum(sizes[: i + 1]) > KEEP_BYTES and name != whole:
+                os.unlink(name)
+        return whole
+
+    def build(self, path: str, timings: str) -> bytes:
+        """A serialised engine, and the timing cache with what the build has added."""
+        trt, half = self.trt, self.options["precision"].endswith("fp16")
+        weakly = hasattr(trt.BuilderFlag, "FP16")
+        if half and not weakly and not self.options["typed"]:
+            raise Trouble("typed", "TensorRT %s takes the types from the file" % trt.__version__)
+        builder = trt.Builder(self.log)
+        flag = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+        network = builder.create_network(0 if flag is None else 1 << int(flag))
+        parser = trt.OnnxParser(network, self.log)
+        with open(path, "rb") as stream:
+            if not parser.parse(stream.read()):
+                raise Trouble("model", "TensorRT %s does not take the model: %s" % (trt.__version__, self.said()))
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if half and weakly:
+            config.set_flag(trt.BuilderFlag.FP16)
+        if self.options["precision"].startswith("int8") and weakly:
+            config.set_flag(trt.BuilderFlag.INT8)
+        if self.options["precision"] == "fp32":
+            config.clear_flag(trt.BuilderFlag.TF32)
+        source = network.get_input(0)
+        shape = (self.options["batch"], *tuple(source.shape)[1:])
+        if network.num_inputs != 1 or -1 in shape or tuple(source.shape)[0] not in (-1, shape[0]):
+            text = "the model has %d inputs, the first of shape %s" % (network.num_inputs, list(source.shape))
+            raise Trouble("model", text, "one input is needed, of which only the batch is free")
+        profile = builder.create_optimization_profile()
+        profile.set_shape(source.name, shape, shape, shape)
+        config.add_optimization_profile(profile)
+        cache = config.create_timing_cache(bytes_of(timings))
+        if not config.set_timing_cache(cache, False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise Trouble("model", "TensorRT %s built no engine: %s" % (trt.__version__, self.said()))
+        replace(timings, bytes(config.get_timing_cache().serialize()))
+        return bytes(plan)
+
+    def open(self) -> tuple[Any, float]:
+        """The engine, deserialised, and its load time [ms]."""
+        start = time.perf_counter_ns()
+        runtime = self.trt.Runtime(self.log)
+        self.runtimes.append(runtime)  # each must outlive its engine
+        found = runtime.deserialize_cuda_engine(bytes_of(self.plan_path))
+        if found is None:
+            os.unlink(self.plan_path)
+            raise Trouble("failed", "the engine does not load: " + self.said(), "it was removed: do the same again")
+        return found, (time.perf_counter_ns() - start) / 1e6
+
+    def make_ring(self, shape: tuple[int, ...], given: str | None) -> list[Any]:
+        """Seeded inputs: those that were sent, or standard normal ones."""
+        kind = self.trt.nptype(self.engine.get_tensor_dtype(self.source))
+        if given is not None:
+            return [self.numpy.ascontiguousarray(values, kind) for values in self.numpy.load(given, allow_pickle=False)]
+        random = self.numpy.random.default_rng(self.options["seed"])
+        return [random.standard_normal(shape).astype(kind) for _ in range(RING)]
+
+    def kind(self, name: str) -> Any:
+        """NumPy's type of a tensor."""
+        return self.numpy.dtype(self.trt.nptype(self.engine.get_tensor_dtype(name)))
+
+    def size(self, name: str) -> int:
+        """Bytes of a tensor at the settled shape."""
+        shape = tuple(self.context.get_tensor_shape(name))
+        return int(self.numpy.prod(shape)) * int(self.kind(name).itemsize)
+
+    def kernels(self, repeats: int, folder: str) -> JSON:
+        """What the inspector says, and the time of every layer in so many runs, on a context of their own."""
+        inspector = self.engine.create_engine_inspector()
+        told = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
+        context, recorder, totals = self.engine.create_execution_context(), self.recorder(), []
+        context.set_input_shape(self.source, self.ring[0].shape)
+        for name, address in self.outs:
+            context.set_tensor_address(name, address)
+        context.profiler, context.enqueue_emits_profile = recorder, False
+        for turn in range(3 + repeats):
+            recorder.runs.append([])
+            start = time.perf_counter_ns()
+            self.enqueue(context, self.places[turn % RING])
+            self.cuda.wait()
+            totals.append((time.perf_counter_ns() - start) / 1e6)
+            context.report_to_profiler()
+        names = [name for name, _ in recorder.runs[3]]
+        if any([name for name, _ in run] != names for run in recorder.runs[3:]):
+            raise Trouble("model", "the profiled runs did not execute the same layers")
+        ms = [[value for _, value in run] for run in recorder.runs[3:]]
+        return {"inspector": told, "names": names, "ms": ms, "totals_ms": totals[3:]}
+
+    def outputs(self, feed: Any) -> Any:
+        """The first output for a feed of any batch, in pieces of the engine's."""
+        size, (name, address), pieces = self.ring[0].shape[0], self.outs[0], []
+        for start in range(0, len(feed), size):
+            rows = self.numpy.arange(start, start + size) % len(feed)
+            self.cuda.upload(self.places[0], self.numpy.ascontiguousarray(feed[rows], self.ring[0].dtype))
+            self.enqueue(self.context, self.places[0])
+            self.cuda.wait()
+            values = self.numpy.empty(tuple(self.context.get_tensor_shape(name)), self.kind(name))
+            self.cuda.download(values, address)
+            pieces.append(values)
+        self.cuda.upload(self.places[0], self.ring[0])
+        return self.numpy.concatenate(pieces)[: len(feed)]
+
+    def close(self) -> None:
+        """Gives back the engine and everything on the device."""
+        self.context = self.engine = None
+        self.runtimes = []
+        self.cuda.close()
+
+    def logger(self) -> Any:
+        """Keeps what TensorRT says went wrong."""
+
+        class Log(self.trt.ILogger):  # type: ignore[misc,name-defined]
+            errors: list[str] = []  # noqa: RUF012
+
+            def log(self, severity: Any, msg: str) -> None:
+                if severity.name in ("ERROR", "INTERNAL_ERROR"):
+                    self.errors.append(" ".join(msg.split()))
+
+        return Log()
+
+    def recorder(self) -> Any:
+        """A profiler that keeps layers and times of each run."""
+
+        class Recorder(self.trt.IProfiler):  # type: ignore[misc,name-defined]
+            runs: list[list[tuple[str, float]]] = []  # noqa: RUF012
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                self.runs[-1].append((layer_name, ms))
+
+        found = Recorder()
+        found.runs = []
+        return found
+
+    def said(self) -> str:
+        """The last errors, in TensorRT's words."""
+        return "; ".join(self.log.errors[-3:]) or "it gives no reason"
+
+
+def bytes_of(path: str) -> bytes:
+    """A file's content; nothing where there is none."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+        return stream.read()
+    return b""
 
 
 def nodes(session: Any) -> list[JSON]:

@@ -14,8 +14,11 @@ import numpy.typing as npt
 
 from cpd_edge.errors import ModelError, UsageError
 from cpd_edge.measure.devices import LOCAL, get
+from cpd_edge.measure.engine_runner import layer_kernels
 from cpd_edge.measure.frames import Camera, by_stage, refused, stages_source
 from cpd_edge.measure.host_stages import STAGES
+from cpd_edge.measure.layers import layers_from_inspector
+from cpd_edge.measure.providers import provider_name, runtime_name
 from cpd_edge.measure.runners import RING, Kernel, KernelTimes, _kernels
 from cpd_edge.measure.runtimes import ModelRunner, model_runner
 from cpd_edge.measure.site import Block, Pace, Runner, Runs, Visits
@@ -23,7 +26,17 @@ from cpd_edge.measure.ssh import DeviceError
 from cpd_edge.measure.station import Station, station
 
 RUNTIME = "onnxruntime"
-"""What the agent runs engines on."""
+THERE: Mapping[str, Mapping[str, str]] = {
+    RUNTIME: {},
+    "onnxruntime-cuda": {"provider": "cuda"},
+    "onnxruntime-tensorrt": {"provider": "tensorrt"},
+    "tensorrt": {"runtime": "tensorrt"},
+}
+"""What other devices run engines on, and what is asked of the agent for it."""
+
+
+class UntypedModel(ModelError):
+    """A strongly typed runtime was given a model in other types than those that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +80,14 @@ class RemoteSite:
 
 
 class RemoteRunner:
-    """An ONNX model on a device's ONNX Runtime: `OnnxRunner`, elsewhere.
+    """An ONNX model on a device's ONNX Runtime or TensorRT, which builds its engine there: a runner, elsewhere.
 
     Args:
         at: the device's station, or the name of a device.
         model, threads, batch, seed, profile, sample_input, precision, provider: as of `OnnxRunner`; the ring of inputs
             is the same, as far as NumPy's generator is.
+        runtime: `onnxruntime` or `tensorrt`.
+        typed: the model has the types of its precision already, which TensorRT wants from 11 on.
 
     Attributes:
         environment: of the device; its name comes first, so that it is never taken for this machine.
@@ -84,6 +99,7 @@ class RemoteRunner:
         RuntimeMissing: it lacks the runtime, or its build lacks the provider.
         ModelError: no model that the runtime there takes.
         EnvironmentMismatch: the provider did not start there, or nodes fell back to its CPU.
+        UntypedModel: that TensorRT takes the precision from the model alone, and it was not given so.
     """
 
     def __init__(
@@ -98,10 +114,15 @@ class RemoteRunner:
         sample_input: npt.NDArray[Any] | None = None,
         precision: str = "fp32",
         provider: str = "cpu",
+        runtime: str = RUNTIME,
+        typed: bool = False,
     ) -> None:
         self._station = station(get(at)) if isinstance(at, str) else at
         self.site = RemoteSite(self._station)
-        self._options = {"threads": threads, "batch": batch, "seed": seed, "profile": profile, "provider": provider}
+        self._options = {
+            "threads": threads, "batch": batch, "seed": seed, "profile": profile, "provider": provider,
+            "runtime": runtime, "precision": precision, "typed": typed,
+        }  # fmt: skip
         self._data = model if isinstance(model, bytes) else model.read_bytes()
         ring = None
         if sample_input is not None:
@@ -113,6 +134,7 @@ class RemoteRunner:
         self.environment: Mapping[str, Any] = {
             **{name: value for name, value in found.items() if not name.startswith("memory_")},
             "device": f"{self._station.device.name}: {found['device']}",
+            "runtime": runtime if runtime != RUNTIME else runtime_name(provider_name(provider)),
             "precision": precision,
             "threads": threads,
             "batch": batch,
@@ -164,7 +186,11 @@ class RemoteRunner:
     def kernel_times(self, repeats: int) -> KernelTimes:
         """Times of every kernel in `repeats` runs, from the profiler of the runtime there, in execution order."""
         found, _ = self._station.ask("kernels", engine=self.number, repeats=repeats)
-        return KernelTimes(_kernels(found["events"], repeats), np.asarray(found["totals_ms"], np.float64))
+        totals_ms = np.asarray(found["totals_ms"], np.float64)
+        if "inspector" in found:
+            layers, ms = layers_from_inspector(found["inspector"]), np.asarray(found["ms"], np.float64)
+            return KernelTimes(layer_kernels(layers, found["names"], ms), totals_ms)
+        return KernelTimes(_kernels(found["events"], repeats), totals_ms)
 
     def close(self) -> None:
         """Frees the engine there; the device stays ours until the process ends."""
@@ -178,9 +204,11 @@ class RemoteRunner:
             try:
                 return number, self._station.ask("load", engine=number, sha256=name, ring=ring, **self._options)[0]
             except DeviceError as error:
+                if error.name == "typed":
+                    raise UntypedModel(error.what, hint="give the model in the types of its precision") from error
                 if error.name == "failed":
                     raise ModelError(
-                        f"ONNX Runtime there does not take the model: {error.what.splitlines()[0]}",
+                        f"{self._options['runtime']} there does not take the model: {error.what.splitlines()[0]}",
                         hint="give an ONNX file that its version supports; cpd-edge devices probe NAME shows it",
                     ) from error
                 if error.name != "no-file" or last:
@@ -193,9 +221,9 @@ def device_runner(device: str, runtime: str, model: Path | bytes, **options: Any
 
     Args:
         device: `local`, or the name of a device that was added.
-        runtime: a name of `runtimes.RUNNERS`; other devices run ONNX Runtime.
+        runtime: a name of `runtimes.RUNNERS` here, of `THERE` on another device.
         model: ONNX file, or its bytes.
-        options: `threads`, `batch`, `profile`.
+        options: `threads`, `batch`, `profile`, `precision`; of other devices also `typed`.
 
     Raises:
         UsageError: an unknown device, or a runtime that is not offered there.
@@ -203,7 +231,7 @@ def device_runner(device: str, runtime: str, model: Path | bytes, **options: Any
     if device == LOCAL:
         return model_runner(runtime, model, **options)
     require_device(device, runtime)
-    return RemoteRunner(device, model, **options)
+    return RemoteRunner(device, model, **THERE[runtime], **options)
 
 
 def require_device(device: str, runtime: str = RUNTIME) -> None:
@@ -215,8 +243,9 @@ def require_device(device: str, runtime: str = RUNTIME) -> None:
     if device == LOCAL:
         return
     get(device)
-    if runtime != RUNTIME:
-        raise UsageError(f"runtime {runtime} on device {device}", hint=f"other devices run --runtime {RUNTIME}")
+    if runtime not in THERE:
+        offered = " or ".join(f"--runtime {name}" for name in THERE)
+        raise UsageError(f"runtime {runtime} on device {device}", hint=f"other devices run {offered}")
 
 
 def _numbers(runners: Sequence[Runs]) -> list[int]:
@@ -231,4 +260,4 @@ def _npy(values: npt.NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-__all__ = ["RemoteRunner", "RemoteSite", "device_runner", "require_device"]
+__all__ = ["THERE", "RemoteRunner", "RemoteSite", "UntypedModel", "device_runner", "require_device"]

@@ -1,7 +1,6 @@
 """The runtimes, by the name that `--runtime` takes, and what each needs before it can be asked for.
 
-Some take an ONNX model as it is (`RUNNERS`). TensorRT runs an engine that is built from it first, here or on another
-device; its command line tool does so on another device alone.
+Some take an ONNX model as it is (`RUNNERS`). TensorRT runs an engine that is built from it first, where it runs.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class ModelRunner(Protocol):
         """Frees the engine."""
 
 
-TENSORRT, TOOL = "tensorrt", "trtexec"
+TENSORRT = "tensorrt"
 
 RUNNERS: Mapping[str, Callable[..., ModelRunner]] = {
     "onnxruntime": OnnxRunner,
@@ -63,7 +62,6 @@ TITLES: Mapping[str, str] = {
     "onnxruntime-cuda": "ONNX Runtime with CUDA",
     "onnxruntime-tensorrt": "ONNX Runtime with TensorRT",
     TENSORRT: "TensorRT",
-    TOOL: "TensorRT",
 }
 """All runtimes, and what each is called in sentences."""
 
@@ -113,11 +111,6 @@ def require_runtime(runtime: str, device: str = LOCAL) -> None:
     require_known(runtime)
     if device != LOCAL:
         return
-    if runtime == TOOL:
-        raise UsageError(
-            f"runtime {TOOL} runs on a device that is reached over ssh, and that may be this one",
-            hint="cpd-edge devices add here ssh://localhost, then --device here",
-        )
     _NEEDS[runtime]()
 
 
@@ -142,6 +135,6 @@ _NEEDS: Mapping[str, Callable[[], object]] = {
 }
 
 __all__ = [
-    "ON_CPU", "RUNNERS", "TENSORRT", "TITLES", "TOOL", "ModelRunner", "model_runner", "require_known",
+    "ON_CPU", "RUNNERS", "TENSORRT", "TITLES", "ModelRunner", "model_runner", "require_known",
     "require_runtime",
 ]  # fmt: skip

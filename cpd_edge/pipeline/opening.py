@@ -12,13 +12,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from cpd_edge.deploy.engine import EngineSpec
 from cpd_edge.deploy.timing_cache import cache_folder
+from cpd_edge.deploy.typed import half_precision
 from cpd_edge.measure.devices import LOCAL
 from cpd_edge.measure.driver import Gpu, require_gpu
 from cpd_edge.measure.engine_file import record_path
 from cpd_edge.measure.engine_runner import EngineRunner, runtime_module
-from cpd_edge.measure.remote import device_runner
+from cpd_edge.measure.remote import UntypedModel, device_runner
 from cpd_edge.measure.runtimes import TENSORRT, ModelRunner
 from cpd_edge.pipeline.engines import build
 from cpd_edge.store import write_bytes
@@ -53,7 +56,13 @@ def open_model(
     """
     if device == LOCAL and runtime == TENSORRT:
         return EngineRunner(engine_of(model, precision, batch), batch=batch)
-    return device_runner(device, runtime, model, threads=threads, batch=batch, profile=profile, precision=precision)
+    options: dict[str, Any] = {"threads": threads, "batch": batch, "profile": profile, "precision": precision}
+    try:
+        return device_runner(device, runtime, model, **options)
+    except UntypedModel:  # which that device alone knows, once it is asked
+        data = model if isinstance(model, bytes) else model.read_bytes()
+        typed = half_precision(onnx.load_from_string(data)).model.SerializeToString()
+        return device_runner(device, runtime, bytes(typed), typed=True, **options)
 
 
 def engine_of(model: Path | bytes, precision: str = "fp32", batch: int = 1) -> Path:

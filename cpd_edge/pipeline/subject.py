@@ -21,7 +21,7 @@ from cpd_edge.deploy.parity import check_parity
 from cpd_edge.errors import CpdError
 from cpd_edge.layout import Keep, Widths
 from cpd_edge.measure.environment import key as environment_key
-from cpd_edge.measure.runtimes import ON_CPU, TENSORRT, TOOL, ModelRunner, model_runner
+from cpd_edge.measure.runtimes import ON_CPU, TENSORRT, ModelRunner, model_runner
 from cpd_edge.network import Combed, Network, trace
 from cpd_edge.pipeline.opening import open_model
 from cpd_edge.profile.regions import find_regions, signature
@@ -126,7 +126,7 @@ class Subject:
             samples=samples,
             seed=seed,
             folder=folder,
-            isolated_seconds=0.0 if self.runtime in (TENSORRT, TOOL) else ISOLATED_S,
+            isolated_seconds=0.0 if self.runtime == TENSORRT else ISOLATED_S,
             progress=progress,
         )
 

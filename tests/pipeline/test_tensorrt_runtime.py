@@ -15,7 +15,7 @@ from cli.shell import Shell
 from measure.emulated_gpu import ORIN
 from pipeline.emulated_tensorrt import TOGETHER, ComputingCuda, emulated_tensorrt, latency_ms
 
-from cpd_edge.errors import RuntimeMissing, UsageError
+from cpd_edge.errors import RuntimeMissing
 from cpd_edge.intake.models import RandomWeightsWarning, load_model
 from cpd_edge.measure import engine_runner
 from cpd_edge.measure.driver import find_gpu
@@ -126,9 +126,3 @@ def test_what_cannot_run_here_is_refused_by_name_before_any_work(runtime: str, s
     refused = shell("profile", "zoo:resnet8", "--runtime", runtime)
     assert refused.code != 0 and refused.out == ""
     assert "NVIDIA driver" in refused.err or "ExecutionProvider" in refused.err or "not installed" in refused.err
-
-
-def test_the_tool_runs_on_devices() -> None:
-    """With the command that makes this machine one."""
-    with pytest.raises(UsageError, match="devices add here ssh://localhost"):
-        require_runtime("trtexec")
