@@ -1,7 +1,8 @@
 """The agent: the one file that is sent to a device. It measures there and keeps what it measured until it is fetched.
 
 It runs on any Python from 3.8 on with the standard library alone, plus NumPy and ONNX Runtime or TensorRT where engines
-are to run; CUDA's runtime it calls by ctypes. It imports nothing of this package and nothing imports it; that it is one file is why it is longer than others.
+are to run; CUDA's runtime it calls by ctypes. It imports nothing of this package and nothing imports it; that it is one
+file is why it is longer than others. What it does with TensorRT has never been run on a GPU by us.
 
     front    `python3 -I agent.py`: one for each connection. JSON lines on stdin and stdout, logs on stderr. Takes
              files, starts workers, passes requests on, and streams a job's logs from any byte offset.
@@ -527,7 +528,7 @@ class Worker:
 
     def do_load(self, seq: int, engine: int, sha256: str, **options: Any) -> JSON:
         """Opens an engine, and says where and how it runs."""
-        kind = BuiltEngine if options.pop("runtime") == "tensorrt" else Engine
+        kind = BuiltEngine if options.get("runtime") == "tensorrt" else Engine
         self.engines[engine] = found = kind(self.file(sha256), options, self.file)
         return {"environment": dict(state_of(self.config["root"]), **found.environment), "load_ms": found.load_ms}
 
@@ -850,7 +851,7 @@ class Cuda:
         major, minor = ctypes.c_int(), ctypes.c_int()
         self.driver.cuDeviceGetAttribute(ctypes.byref(major), 75, 0)
         self.driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, 0)
-        return "sm_%d%d" % (major.value, minor.value)
+        return f"sm_{major.value}{minor.value}"
 
     def call(self, name: str, *arguments: Any) -> None:
         """One call of the runtime."""
@@ -858,7 +859,7 @@ class Cuda:
         if status == 2:
             raise MemoryError
         if status:
-            raise Trouble("cuda", "CUDA's %s failed with status %d" % (name, status))
+            raise Trouble("cuda", f"CUDA's {name} failed with status {status}")
 
     def allocate(self, size: int) -> int:
         """Address of new device memory."""
@@ -911,8 +912,8 @@ class BuiltEngine:
             self.context.set_tensor_address(name, address)
         self.ring = self.make_ring(shape, None if options["ring"] is None else file(options["ring"]))
         self.places = [self.cuda.allocate(values.nbytes) for values in self.ring]
-        for address, values in zip(self.places, self.ring):
-            self.cuda.upload(address, values)
+        for i, values in enumerate(self.ring):
+            self.cuda.upload(self.places[i], values)
         self.turn = 0
         start = time.perf_counter_ns()
         self.run()
@@ -949,7 +950,7 @@ class BuiltEngine:
         folder = os.path.join(os.path.dirname(os.path.dirname(path)), "engines")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         place = "-".join((version, self.cuda.arch(), re.sub(r"\W+", "-", power_mode("/"))))
-        whole = os.path.join(folder, "%s-%s-%d-%s.plan" % (os.path.basename(path), precision, batch, place))
+        whole = os.path.join(folder, f"{os.path.basename(path)}-{precision}-{batch}-{place}.plan")
         if not os.path.exists(whole):
             replace(whole, self.build(path, os.path.join(folder, place + ".timing")))
         os.utime(whole)
@@ -965,14 +966,14 @@ class BuiltEngine:
         trt, half = self.trt, self.options["precision"].endswith("fp16")
         weakly = hasattr(trt.BuilderFlag, "FP16")
         if half and not weakly and not self.options["typed"]:
-            raise Trouble("typed", "TensorRT %s takes the types from the file" % trt.__version__)
+            raise Trouble("typed", f"TensorRT {trt.__version__} takes the types from the file")
         builder = trt.Builder(self.log)
         flag = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
         network = builder.create_network(0 if flag is None else 1 << int(flag))
         parser = trt.OnnxParser(network, self.log)
         with open(path, "rb") as stream:
             if not parser.parse(stream.read()):
-                raise Trouble("model", "TensorRT %s does not take the model: %s" % (trt.__version__, self.said()))
+                raise Trouble("model", f"TensorRT {trt.__version__} does not take the model: {self.said()}")
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if half and weakly:
@@ -983,8 +984,8 @@ class BuiltEngine:
             config.clear_flag(trt.BuilderFlag.TF32)
         source = network.get_input(0)
         shape = (self.options["batch"], *tuple(source.shape)[1:])
-        if network.num_inputs != 1 or -1 in shape or tuple(source.shape)[0] not in (-1, shape[0]):
-            text = "the model has %d inputs, the first of shape %s" % (network.num_inputs, list(source.shape))
+        if network.num_inputs != 1 or -1 in shape or list(source.shape) not in ([-1, *shape[1:]], list(shape)):
+            text = f"the model has {network.num_inputs} inputs, the first of shape {list(source.shape)}"
             raise Trouble("model", text, "one input is needed, of which only the batch is free")
         profile = builder.create_optimization_profile()
         profile.set_shape(source.name, shape, shape, shape)
@@ -994,7 +995,7 @@ class BuiltEngine:
             config.set_timing_cache(config.create_timing_cache(b""), False)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise Trouble("model", "TensorRT %s built no engine: %s" % (trt.__version__, self.said()))
+            raise Trouble("model", f"TensorRT {trt.__version__} built no engine: {self.said()}")
         replace(timings, bytes(config.get_timing_cache().serialize()))
         return bytes(plan)
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from pipeline.emulated_tensorrt import ComputingCuda, emulated_tensorrt, layers_of
 
@@ -86,12 +87,9 @@ def test_it_builds_runs_and_tells_its_layers(agent: ModuleType, model: Path) -> 
     np.testing.assert_allclose(engine.outputs(feed), OnnxRunner(model).outputs(feed), rtol=1e-4, atol=1e-5)
     told = json.loads(json.dumps(engine.kernels(2, "")))
     found = layer_kernels(layers_from_inspector(told["inspector"]), told["names"], np.asarray(told["ms"]))
-    import onnx
-
     truth = layers_of(onnx.load(model))
-    assert [(name, nodes, [ms, ms]) for name, _, nodes, ms in truth] == [
-        (k.name, k.nodes, k.ms.tolist()) for k in found
-    ]
+    seen = [(k.name, k.nodes, k.ms.tolist()) for k in found]
+    assert seen == [(name, nodes, [ms, ms]) for name, _, nodes, ms in truth]
     assert ("tensorrt", "1x3x32x32") == (engine.environment["runtime"], engine.environment["shape"])
     assert {"first_load", "first_inference"} == engine.load_ms.keys()
     engine.close()
