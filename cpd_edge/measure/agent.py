@@ -898,7 +898,8 @@ class BuiltEngine:
     def __init__(self, path: str, options: JSON, file: Any) -> None:
         self.trt, self.numpy, self.options = module("tensorrt"), module("numpy"), options
         self.cuda = Cuda()
-        self.log, self.runtimes = self.logger(), []
+        self.log = self.logger()
+        self.runtimes: list[Any] = []
         self.plan_path = self.built(path)
         self.engine, first_ms = self.open()
         self.context = self.engine.create_execution_context()

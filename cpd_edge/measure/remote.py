@@ -231,7 +231,7 @@ def device_runner(device: str, runtime: str, model: Path | bytes, **options: Any
     if device == LOCAL:
         return model_runner(runtime, model, **options)
     require_device(device, runtime)
-    return RemoteRunner(device, model, **THERE[runtime], **options)
+    return RemoteRunner(device, model, **{**options, **THERE[runtime]})
 
 
 def require_device(device: str, runtime: str = RUNTIME) -> None:
