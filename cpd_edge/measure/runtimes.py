@@ -70,7 +70,13 @@ ON_CPU = ("onnxruntime", "openvino")
 
 
 def model_runner(
-    runtime: str, model: Path | bytes, *, threads: int = 1, batch: int = 1, profile: bool = False
+    runtime: str,
+    model: Path | bytes,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    profile: bool = False,
+    precision: str = "fp32",
 ) -> ModelRunner:
     """A model, ready to run on a runtime.
 
@@ -80,6 +86,7 @@ def model_runner(
         threads: of one inference.
         batch: images per inference.
         profile: with the runtime's profiler on from the start, so that `kernels` needs fewer loads.
+        precision: of the model, as the environment shall say it.
 
     Raises:
         UsageError: an unknown runtime.
@@ -87,7 +94,7 @@ def model_runner(
         ModelError: it does not take the model.
     """
     require_runtime(runtime)
-    return RUNNERS[runtime](model, threads=threads, batch=batch, profile=profile)
+    return RUNNERS[runtime](model, threads=threads, batch=batch, profile=profile, precision=precision)
 
 
 def require_known(runtime: str) -> None:
