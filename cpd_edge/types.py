@@ -248,6 +248,7 @@ class Region:
         dense_macs: multiply-accumulates at dense width and batch 1.
         fqn: name of the torch parameter that holds its weight, or ''.
         within: depth groups that take it along when they go.
+        geometry: what else fixes its cost: the head's attributes, its dense shapes, and all operators it holds.
     """
 
     name: str
@@ -259,6 +260,7 @@ class Region:
     dense_macs: int
     fqn: str = ""
     within: tuple[str, ...] = ()
+    geometry: str = ""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ WORTH = 0.98
 MOST_EXTRAS = 3
 LEAN = 0.3
 """Pull towards the operator's coefficients: being twice as large weighs like a relative error of this size."""
+HEARSAY = 0.3
+"""Weight of a sample of another network beside one of this, as a factor of its error."""
 FLOOR = 0.05
 """Errors count relative to a latency, but to no less than this share of the region's largest."""
 
@@ -196,18 +198,23 @@ class Samples:
         return len(next(iter(self.ms.values())))
 
 
-def fit(regions: Sequence[Fitted], samples: Samples) -> dict[str, Model]:
+def fit(regions: Sequence[Fitted], samples: Samples, known: Mapping[str, Samples] | None = None) -> dict[str, Model]:
     """One model a region, forms chosen by cross-validation; of regions that are fused, one for each part.
 
     Forms are tried on the regions that take most of the time of each operator, at most ten of them. What one
     region's samples leave open is taken from the others: coefficients lean towards the operator's, which are
     fitted on all of them in units of work.
+
+    Args:
+        regions: what to fit.
+        samples: what was measured.
+        known: by region, the same work measured in other networks, at this one's level; it weighs less.
     """
     models: dict[str, Model] = {}
     for kind in dict.fromkeys(_kind(r) for r in regions):
         alike = [r for r in regions if _kind(r) == kind]
         heavy = sorted(alike, key=lambda r: -float(samples.ms[r.name].mean()))[:10]
-        family = _Family(heavy, samples)
+        family = _Family(heavy, samples, known or {})
         everything = np.ones(len(samples), bool)
         shared = family.best(heavy)
         for region in alike:
@@ -239,9 +246,10 @@ def _kind(region: Fitted) -> tuple[str, bool, bool]:
 class _Family:
     """Regions of one operator, and the features of every form tried on them."""
 
-    def __init__(self, heavy: Sequence[Fitted], samples: Samples) -> None:
-        self.heavy, self.samples = heavy, samples
+    def __init__(self, heavy: Sequence[Fitted], samples: Samples, known: Mapping[str, Samples]) -> None:
+        self.heavy, self.samples, self.known = heavy, samples, known
         self._designs: dict[tuple[str, Form], Floats] = {}
+        self._known: dict[tuple[str, Form], Floats] = {}
 
     def features(self, region: Fitted, form: Form) -> Floats:
         """`design` at the samples `[samples, k]`."""
@@ -250,6 +258,22 @@ class _Family:
             found = design(region, self.samples.widths, form)
             self._designs[key] = np.broadcast_to(found, (len(self.samples), found.shape[-1]))
         return self._designs[key]
+
+    def rows(self, region: Fitted, form: Form, train: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """Weighed features `[rows, k]` and latencies `[rows]`: own samples of a region, then what is known of it."""
+        ms = self.samples.ms[region.name]
+        weight = _weights(ms)[train]
+        rows, values = self.features(region, form)[train] * weight[:, None], ms[train] * weight
+        known = self.known.get(region.name)
+        if known is None:
+            return rows, values
+        key = region.name, form
+        if key not in self._known:
+            found = design(region, known.widths, form)
+            self._known[key] = np.broadcast_to(found, (len(known), found.shape[-1]))
+        there = known.ms[region.name]
+        less = HEARSAY * _weights(there)
+        return np.concatenate([rows, self._known[key] * less[:, None]]), np.concatenate([values, there * less])
 
     def best(self, regions: Sequence[Fitted]) -> Form:
         """The form of least cross-validated error: steps first, then extras one at a time, then steps again."""
@@ -292,20 +316,17 @@ class _Family:
             return None
         rows, values = [], []
         for region in self.heavy:
-            ms = self.samples.ms[region.name]
-            weight = _weights(ms)[train]
-            rows.append(self.features(region, form)[train] * _units(region, form) * weight[:, None])
-            values.append(ms[train] * weight)
+            mine, ms = self.rows(region, form, train)
+            rows.append(mine * _units(region, form))
+            values.append(ms)
         return np.asarray(nnls(np.concatenate(rows), np.concatenate(values))[0], np.float64)
 
     def fitted(self, region: Fitted, form: Form, train: npt.NDArray[np.bool_], pooled: Floats | None) -> Floats:
         """A region's coefficients, leaning towards the pooled ones."""
-        ms = self.samples.ms[region.name]
-        weight = _weights(ms)[train]
-        rows, values = self.features(region, form)[train] * weight[:, None], ms[train] * weight
+        rows, values = self.rows(region, form, train)
         if pooled is not None:
             prior = pooled * _units(region, form)
-            lean = LEAN / (prior + FLOOR * max(float(ms.max()), 1e-9))
+            lean = LEAN / (prior + FLOOR * max(float(self.samples.ms[region.name].max()), 1e-9))
             rows, values = np.concatenate([rows, np.diag(lean)]), np.concatenate([values, lean * prior])
         return np.asarray(nnls(rows, values)[0], np.float64)
 

@@ -38,6 +38,8 @@ ELEMENTWISE = frozenset(
 
 CONVOLUTIONS = frozenset(["Conv", "ConvTranspose", "ConvInteger", "QLinearConv"])
 MATRIX = frozenset(["Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"])
+_BULKY = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH)
+"""Attributes that hold values and not settings."""
 NOTHING = Prod(())
 """Layout of features that no width changes: extent 1."""
 
@@ -109,7 +111,8 @@ class _Walk:
             if i in members:
                 inside = tuple(node_name(self.nodes[j]) for j in (i, *(j for j in members[i] if j != i)))
                 within = tuple(run for run, members in self.runs.items() if i in members)
-                found[i] = Region(node_name(node), node.op_type, inside, *described, within)
+                geometry = self._geometry(node, [self.nodes[j].op_type for j in members[i]])
+                found[i] = Region(node_name(node), node.op_type, inside, *described, within, geometry)
             for out in node.output:
                 self.feature[out] = self._known(out) or described[1]
         return tuple(found.values())
@@ -168,6 +171,14 @@ class _Walk:
             weight = (reads, writes) if len(node.input) > 1 and self._constant(node.input[1]) else ()
         return reads, writes, weight, self._macs(node), fqn
 
+    def _geometry(self, node: onnx.NodeProto, held: Sequence[str]) -> str:
+        """`Conv+Relu kernel_shape=3x3 strides=1x1 1x64x56x56,64x64x3x3>1x64x56x56`: no name of the model is in it."""
+        settings = sorted(f"{a.name}={_setting(a)}" for a in node.attribute if a.type not in _BULKY)
+        read, made = (
+            ",".join("x".join(map(str, self.shapes.get(x, ()))) for x in ends) for ends in (node.input, node.output)
+        )
+        return " ".join(["+".join(held), *settings, f"{read}>{made}"])
+
     def _weight(self, node: onnx.NodeProto) -> tuple[str, tuple[Layout, ...]]:
         """Name and layout of the parameter behind a weight input, or nothing where it is not known."""
         name, turned = node.input[1], False
@@ -224,6 +235,13 @@ def _writes_first(node: onnx.NodeProto) -> bool:
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def _setting(attribute: onnx.AttributeProto) -> str:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return "x".join(map(str, value)) if isinstance(value, Sequence) else str(value)
 
 
 def infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

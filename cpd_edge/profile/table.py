@@ -1,16 +1,16 @@
 """The latency table: what was measured, the models fitted to it, and the latency of any widths.
 
-Format history: 1, the first; 2, `within`; 3, `fused` and `reformats_ms`.
+Format history: 1, the first; 2, `within`; 3, `fused` and `reformats_ms`; 4, `geometry` of regions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -35,7 +35,9 @@ from cpd_edge.types import Region
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 3
+FORMAT = 4
+Elsewhere: TypeAlias = Callable[[Sequence[Region], Samples], Mapping[str, Samples]]
+"""Given regions and what was measured of them here: by region, what was measured of it in other networks."""
 AGAIN = "measure it: cpd-edge profile MODEL"
 
 
@@ -105,25 +107,32 @@ class LatencyTable:
         samples: Sequence[Sample],
         seconds: float = 0.0,
         fused: Sequence[Sequence[str]] = (),
+        elsewhere: Elsewhere | None = None,
     ) -> LatencyTable:
         """Fits models to the samples that are not held out, each freed of the machine's drift.
+
+        Args:
+            key, groups, regions, samples, seconds, fused: see the attributes.
+            elsewhere: what was measured of these regions in other networks.
 
         Raises:
             TableError: fewer than four samples to fit.
         """
-        used = [(s, factor) for s, factor in zip(samples, drift(samples), strict=True) if not s.held_out]
-        if len(used) < 4:
-            raise TableError(f"{len(used)} samples: a table needs at least 4", hint=AGAIN)
-        widths = {g: np.asarray([s.widths[g] for s, _ in used], np.int64) for g in groups}
-        total = np.asarray([s.total_ms * factor for s, factor in used], np.float64)
-        ms = _shared_out([s for s, _ in used], total)
-        models = fit(_measured(regions, fused), Samples(widths, ms))
-        predicted = np.sum([models[r.name].ms(r, widths) * np.ones(len(used)) for r in regions], axis=0)
+        own, total = _to_fit(groups, samples)
+        measured = _measured(regions, fused)
+        alone = [r for r in measured if isinstance(r, Region)]
+        models = fit(measured, own, elsewhere(alone, own) if elsewhere else {})
+        predicted = np.sum([models[r.name].ms(r, own.widths) * np.ones(len(own)) for r in regions], axis=0)
         scale, fixed_ms = fit_total(predicted, total)
         together = tuple(tuple(names) for names in fused)
         return cls(
             dict(key), dict(groups), tuple(regions), tuple(samples), models, scale, fixed_ms, seconds, fused=together
         )
+
+    @cached_property
+    def measured(self) -> Samples:
+        """What the models were fitted to: widths, and the time of each region without drift and profiler."""
+        return _to_fit(self.groups, self.samples)[0]
 
     @cached_property
     def ranges(self) -> dict[str, tuple[int, int]]:
@@ -297,6 +306,15 @@ def _measured(regions: Sequence[Region], fused: Sequence[Sequence[str]]) -> list
     return [sets.get(r.name, r) for r in regions if r.name in sets or r.name not in inside]
 
 
+def _to_fit(groups: Mapping[str, int], samples: Sequence[Sample]) -> tuple[Samples, Floats]:
+    used = [(s, factor) for s, factor in zip(samples, drift(samples), strict=True) if not s.held_out]
+    if len(used) < 4:
+        raise TableError(f"{len(used)} samples: a table needs at least 4", hint=AGAIN)
+    widths = {g: np.asarray([s.widths[g] for s, _ in used], np.int64) for g in groups}
+    total = np.asarray([s.total_ms * factor for s, factor in used], np.float64)
+    return Samples(widths, _shared_out([s for s, _ in used], total)), total
+
+
 def _shared_out(samples: Sequence[Sample], total: Floats) -> dict[str, Floats]:
     """Latency of each region `[samples]`: the profiler says how the whole divides, the whole is measured without it.
 
@@ -344,7 +362,7 @@ def _region_json(region: Region) -> dict[str, Any]:
     return {
         "name": region.name, "op": region.op, "nodes": list(region.nodes), **layouts,
         "weight": [to_json(x) for x in region.weight], "dense_macs": region.dense_macs, "fqn": region.fqn,
-        "within": list(region.within),
+        "within": list(region.within), "geometry": region.geometry,
     }  # fmt: skip
 
 
@@ -352,7 +370,7 @@ def _region_from(data: Mapping[str, Any]) -> Region:
     return Region(
         name=data["name"], op=data["op"], nodes=tuple(data["nodes"]), reads=from_json(data["reads"]),
         writes=from_json(data["writes"]), weight=tuple(from_json(x) for x in data["weight"]),
-        dense_macs=data["dense_macs"], fqn=data["fqn"], within=tuple(data["within"]),
+        dense_macs=data["dense_macs"], fqn=data["fqn"], within=tuple(data["within"]), geometry=data["geometry"],
     )  # fmt: skip
 
 
