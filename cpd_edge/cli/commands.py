@@ -31,6 +31,7 @@ from cpd_edge.cli.options import (
     shape,
 )
 from cpd_edge.cli.plan_commands import register as register_plans
+from cpd_edge.cli.sweep_command import register as register_sweep
 from cpd_edge.cli.text import comb_text, doctor_text, profile_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError
@@ -242,6 +243,9 @@ def resumed(command: str, folder: Path) -> str:
     words = [w for w in shlex.split(command) if w != "--resume"]
     named = any(w == "--out" or w.startswith("--out=") for w in words)
     return shlex.join([*words, *([] if named else ["--out", str(folder)]), "--resume"])
+
+
+register_sweep(app, prune, resumed)
 
 
 def main() -> None:

@@ -156,3 +156,19 @@ def noise_lines(aa: dict[str, Any] | None) -> list[str]:
         f"median {aa['median_ms']:.4g} ms ± {aa['spread_percent']:.2g} %, {counts}",
         f"a difference of {aa['detectable_percent']:.2g} % or more shows on this machine now",
     ]
+
+
+def sweep_text(r: dict[str, Any]) -> str:
+    """A sweep's points as text, the widest budget first."""
+    lines = []
+    for p in r["points"]:
+        mark = "*" if p["front"] else " "
+        if p["latency_ms"] is None:
+            lines.append(f"{mark} {p['point']:>8}  {p['verdict']:<12} {p['reason']}")
+            continue
+        lines.append(
+            f"{mark} {p['point']:>8}  {p['verdict']:<12} {span(p['latency_ms'])}, speed-up {span(p['speedup'], 'x')} "
+            f"with {ratios(p)}, {p['metric']} {p['metric_pruned']:.4f} (dense {p['metric_dense']:.4f})"
+        )
+    return "\n".join([*lines, f"{r['verdict']}: the worst of {len(r['points'])} budgets; * is on the front",
+                      f"report    {Path(r['sweep']) / 'sweep.html'}"])  # fmt: skip

@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from cpd_edge.pipeline import aim, outcome
 from cpd_edge.pipeline.opening import open_model
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import (
+    START,
     Progress,
     Student,
     Trial,
@@ -63,6 +65,11 @@ class Job:
     def __init__(self, request: Request, run: store.Run, task: Task, progress: Progress) -> None:
         self.request, self.run, self.task, self._tell = request, run, task, progress
         self.checkpoints = run / "checkpoints"
+
+    @cached_property
+    def start(self) -> Student | None:
+        """The student of another run that this one begins with, or None: the dense network."""
+        return load_student(self.checkpoints, START)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Callable[[float, str], None]]:
@@ -295,12 +302,13 @@ class Job:
         importance: Importance,
         student: Student | None,
     ) -> Plan:
-        """A plan on the way: limits shrink geometrically from the dense latency to the budget."""
+        """A plan on the way: limits shrink geometrically from where the run begins to the budget."""
         dense_ms = table.predict(subject.widths)
+        first_ms = self.start.plan.predicted_ms if self.start else dense_ms
         dense = outcome.interval_from(self.run.record["dense_latency_ms"])
         last_ms = aim.table_limit_ms(aim.limit_of(self.request.budget, dense), dense.estimate / dense_ms, 0.0)
         share = (index + 1) / total
-        target_ms, pace = dense_ms ** (1 - share) * last_ms**share, dense.estimate / dense_ms
+        target_ms, pace = first_ms ** (1 - share) * last_ms**share, dense.estimate / dense_ms
         with self.stage("solve"):
             try:
                 return plan_for(subject, table, importance, target_ms, student, self.request.constraints)

@@ -20,7 +20,7 @@ from cpd_edge.network import Network
 from cpd_edge.pipeline import outcome
 from cpd_edge.pipeline.job import Job
 from cpd_edge.pipeline.request import Request
-from cpd_edge.pipeline.steps import Progress, Student
+from cpd_edge.pipeline.steps import START, Progress, Student, plan_from_json, save_student
 from cpd_edge.report import write as write_report
 
 
@@ -31,6 +31,7 @@ def run(
     model: nn.Module | None = None,
     data: Task | None = None,
     resume: bool = False,
+    start: Path | None = None,
     command: str = "",
     progress: Progress | None = None,
 ) -> tuple[store.Run, Network]:
@@ -41,6 +42,8 @@ def run(
         folder: run folder.
         model, data: objects in place of the request's specs.
         resume: go on with the run in `folder`.
+        start: a finished run of the same request but for a wider budget: its dense network, its table and its student
+            are what this one begins with.
         command: what was typed, for the record.
         progress: gets stage, fraction and message.
 
@@ -63,13 +66,15 @@ def run(
     if record is not None and "verdict" in record.record:
         return record, _finished(record)
     traced = None
-    if record is None or not (record / "dense.pt2").exists():
+    if start is None and (record is None or not (record / "dense.pt2").exists()):
         model = model if model is not None else _model(request, task)
         check_model(task, model)
         traced = networks.trace(model, task.input_shape)
     if record is None:
         record = store.Run.create(folder, request.to_json())
         record.update(command=command, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    if start is not None:
+        begin(record, start)
     job = Job(request, record, task, progress or (lambda stage, fraction, text: None))
     try:
         network = _stages(job, model, traced)
@@ -82,6 +87,21 @@ def run(
         raise
     _tidy(record)
     return record, network
+
+
+def begin(record: store.Run, start: Path) -> None:
+    """Gives a run that has no step yet what another has left: dense network and engine, table, the student so far."""
+    if "start" in record.record or any((record / "checkpoints").glob("step-*")):
+        return
+    other = store.Run(start)
+    for name in ("dense.pt2", "dense.onnx", "table.json"):
+        if (other / name).exists():
+            store.write_bytes(record / name, (other / name).read_bytes())
+    if (other / "plan.json").exists():
+        plan = {k: v for k, v in store.read_json(other / "plan.json").items() if k != "format"}
+        student = Student(networks.load(other / "pruned.pt2"), plan_from_json(plan), ())
+        save_student(record / "checkpoints", START, student)
+    record.update(start=str(other.folder))
 
 
 def _finished(record: store.Run) -> Network:
@@ -113,7 +133,7 @@ def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Networ
     table = job.table(subject)
     if not any(job.checkpoints.glob("step-*")):
         job.reachable(subject, table)
-    student: Student | None = None
+    student = job.start
     for index in range(job.request.steps):
         student = job.step(index, job.request.steps, subject, table, student)
     assert student is not None

@@ -36,6 +36,9 @@ Progress = Callable[[str, float, str], None]
 TRUST = 0.4
 """Least share of a group's units that one step leaves."""
 
+START = "start"
+"""Name of the student that a run begins with, where it begins with one."""
+
 BIG_BATCH = 128
 """Batch for statistics: recalibration and scores."""
 
