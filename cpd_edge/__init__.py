@@ -17,6 +17,7 @@ _HOMES = {
     "load": "cpd_edge.network",
     "load_task": "cpd_edge.intake.tasks",
     "prune": "cpd_edge.pipeline",
+    "sweep": "cpd_edge.pipeline",
 }
 """Public name to the module that defines it."""
 

@@ -15,11 +15,13 @@ Format history: 1, the first.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,24 @@ def write_with(path: Path, save: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Holds a folder that several processes write to: others wait here until this one is done, or dead.
+
+    Args:
+        folder: made if it is not there.
+        waiting: called once before waiting for another process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:  # the system drops the lock with the process that has it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def plain(data: object) -> object:

@@ -32,6 +32,7 @@ from cpd_edge.cli.options import (
 )
 from cpd_edge.cli.plan_commands import register as register_plans
 from cpd_edge.cli.sweep_command import register as register_sweep
+from cpd_edge.cli.table_commands import register as register_tables
 from cpd_edge.cli.text import comb_text, doctor_text, profile_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError
@@ -189,6 +190,7 @@ def profile(
     threads: Threads = 1,
     samples: Annotated[int, typer.Option(help="networks the table is fitted on, at most; 10 more test it")] = 48,
     profiles: Annotated[str | None, typer.Option(help="folder of measured tables")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="measure again, though there is a table")] = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -207,6 +209,7 @@ def profile(
             samples=samples,
             seed=seed,
             profiles=profiles,
+            fresh=fresh,
             progress=progress,
         )
     show(found, as_json, profile_text)
@@ -236,6 +239,7 @@ register_plans(app)
 register_bench(app)
 register(app)
 register_devices(app)
+register_tables(app)
 
 
 def resumed(command: str, folder: Path) -> str:

@@ -42,8 +42,8 @@ def register(app: typer.Typer, prune: Callable[..., None], resumed: Callable[[st
             from cpd_edge.errors import StoreError
             from cpd_edge.pipeline import new_folder
             from cpd_edge.pipeline.request import Request, tables_root
-            from cpd_edge.pipeline.sweep import budgets as wanted
-            from cpd_edge.pipeline.sweep import sweep as work
+            from cpd_edge.pipeline.sweeps import budgets as wanted
+            from cpd_edge.pipeline.sweeps import sweep as work
 
             if resume and out is None:
                 raise StoreError("--resume does not say which sweep", hint="add --out SWEEP")

@@ -66,8 +66,11 @@ def _share(value: float | None) -> str:
 
 def profile_text(r: dict[str, Any]) -> str:
     """The table's quality as text."""
+    how = "a table measured before; --fresh measures it again" if r["reused"] else "measured now"
+    known = f", {r['known_regions']} of them known from other networks" if r["known_regions"] else ""
     return (
-        f"{r['regions']} regions, {r['samples']} networks, {r['seconds']:.1f} s; dense {r['dense_ms']:.4g} ms\n"
+        f"{how}: {r['regions']} regions{known}, {r['samples']} networks, {r['seconds']:.1f} s; "
+        f"dense {r['dense_ms']:.4g} ms\n"
         f"held-out plans: median error {r['holdout_median_error']:.1%}, 90 % within {r['holdout_p90_error']:.1%}; "
         f"isolated table {_share(r['isolated_median_error'])}\n{r['table']}"
     )
@@ -172,3 +175,20 @@ def sweep_text(r: dict[str, Any]) -> str:
         )
     return "\n".join([*lines, f"{r['verdict']}: the worst of {len(r['points'])} budgets; * is on the front",
                       f"report    {Path(r['sweep']) / 'sweep.html'}"])  # fmt: skip
+
+
+def tables_text(r: dict[str, Any]) -> str:
+    """The stored tables as text, one a line."""
+    lines = [
+        f"{t['device']}, {t['runtime']} {t['runtime_version']}, {t['precision']}, {t['threads']} threads: "
+        f"{t['signature']}, {t['regions']} regions, {t['samples']} networks, "
+        f"held-out median error {_share(t['holdout_median_error'])}  {t['folder']}"
+        for t in r["tables"]
+    ]
+    return "\n".join([*lines, f"{len(lines)} tables under {r['profiles']}"])
+
+
+def exchange_text(r: dict[str, Any]) -> str:
+    """What was exported or imported."""
+    new = f", {r['new_samples']} samples new here" if "new_samples" in r else ""
+    return f"{r['file']}: {r['tables']} tables, {r['rows']} rows{new}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,8 @@ from cpd_edge.intake.tasks import Task
 from cpd_edge.network import Network, load
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.stages import run
+from cpd_edge.pipeline.sweeps import Swept, budgets
+from cpd_edge.pipeline.sweeps import sweep as run_sweep
 from cpd_edge.store import Run, measurement_from, read_json
 from cpd_edge.types import Budget, Measurement
 
@@ -106,6 +108,56 @@ def prune(
     """
     if not isinstance(budget, Budget):
         raise UsageError(f"budget {budget!r}", hint="give Budget(limit_ms=12) or Budget(speedup=2)")
+    request, module, task = _asked(model, data, budget, device, settings)
+    folder = Path(out) if out else new_folder(request.model)
+    done, network = run(request, folder, model=module, data=task, resume=resume, progress=progress)
+    return Pruned(
+        module=network,
+        engine=done / "pruned.onnx",
+        report=done / "report.html",
+        folder=done.folder,
+        record=done.record,
+        measurement=done.load_measurement("pruned"),
+    )
+
+
+def sweep(
+    model: nn.Module | str,
+    data: Task | str | tuple[Any, Any],
+    *,
+    budgets_ms: Sequence[float] = (),
+    speedups: Sequence[float] = (),
+    quantile: float = 0.5,
+    tolerance: float = 0.05,
+    device: str = "local",
+    out: Path | str | None = None,
+    resume: bool = False,
+    progress: Callable[[str, float, str], None] | None = None,
+    **settings: Any,
+) -> Swept:
+    """Prunes a network to several budgets, each beginning with the student of the wider one before it.
+
+    Args:
+        model, data, device, progress, settings: as for `prune`.
+        budgets_ms: limits in milliseconds; or
+        speedups: limits as speed-ups over the dense engine.
+        quantile, tolerance: of every budget.
+        out: folder of the sweep; a new one under `runs/` if it is not given.
+        resume: go on with the sweep in `out`; budgets may be added.
+
+    Raises:
+        CpdError: as `prune`; a budget that no plan meets is a point that says so.
+    """
+    over = budgets(budgets_ms, speedups, quantile, tolerance)
+    request, module, task = _asked(model, data, over[0], device, settings)
+    folder = Path(out) if out else new_folder(f"sweep-{request.model}")
+    return run_sweep(request, over, folder, model=module, data=task, resume=resume, progress=progress)
+
+
+def _asked(
+    model: object, data: object, budget: Budget, device: str, settings: Mapping[str, Any]
+) -> tuple[Request, nn.Module | None, Task | None]:
+    """What a caller's objects or specs ask for, and the objects."""
     unknown = sorted(set(settings) - set(Request.__dataclass_fields__))
     if unknown:
         raise UsageError(f"unknown settings {unknown}", hint=f"there are {', '.join(Request.__dataclass_fields__)}")
@@ -123,22 +175,7 @@ def prune(
         device=device,
         **settings,
     )
-    done, module = run(
-        request,
-        Path(out) if out else new_folder(request.model),
-        model=model if isinstance(model, nn.Module) else None,
-        data=data if isinstance(data, Task) else None,
-        resume=resume,
-        progress=progress,
-    )
-    return Pruned(
-        module=module,
-        engine=done / "pruned.onnx",
-        report=done / "report.html",
-        folder=done.folder,
-        record=done.record,
-        measurement=done.load_measurement("pruned"),
-    )
+    return request, None if isinstance(model, str) else model, None if isinstance(data, str) else data
 
 
 def new_folder(model: str) -> Path:
@@ -147,4 +184,7 @@ def new_folder(model: str) -> Path:
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{stem}"
 
 
-__all__ = ["Budget", "Pruned", "Request", "Run", "load", "measurement_from", "new_folder", "prune", "read_json", "run"]
+__all__ = [
+    "Budget", "Pruned", "Request", "Run", "Swept", "load", "measurement_from", "new_folder", "prune", "read_json",
+    "run", "sweep",
+]  # fmt: skip

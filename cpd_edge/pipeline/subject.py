@@ -113,7 +113,14 @@ class Subject:
             return {**environment_key(runner.environment), "signature": self.signature}
 
     def table(
-        self, key: Mapping[str, Any], folder: Path, *, samples: int, seed: int, progress: Callable[[float, str], None]
+        self,
+        key: Mapping[str, Any],
+        folder: Path,
+        *,
+        samples: int,
+        seed: int,
+        fresh: bool = False,
+        progress: Callable[[float, str], None],
     ) -> LatencyTable:
         """The latency table, measured now or reused from `folder`, with the isolated baseline beside it."""
         return profile(
@@ -127,6 +134,7 @@ class Subject:
             seed=seed,
             folder=folder,
             isolated_seconds=0.0 if self.runtime == TENSORRT else ISOLATED_S,
+            fresh=fresh,
             progress=progress,
         )
 

@@ -23,6 +23,7 @@ from cpd_edge.pipeline.request import Request, tables_root
 from cpd_edge.pipeline.steps import best_plan, on_device, scores
 from cpd_edge.pipeline.subject import Subject, comb_record
 from cpd_edge.pipeline.verify import Verification, prunable_fraction, verify
+from cpd_edge.profile.sample import reusable
 from cpd_edge.profile.table import LatencyTable, table_folder
 from cpd_edge.types import Budget
 
@@ -95,9 +96,10 @@ def profile(
     samples: int,
     seed: int,
     profiles: str | None,
+    fresh: bool = False,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Measures, or finds, the latency table of a model and says how well it predicts."""
+    """Measures, or finds, the latency table of a model and says how well it predicts; `fresh` measures it again."""
     Request(model, "", Budget(speedup=2), device=device, runtime=runtime, threads=threads, samples=samples)
     require_runtime(runtime, device)
     progress("comb", 0.0, "")
@@ -105,12 +107,19 @@ def profile(
     progress("comb", 1.0, "")
     key = subject.key()
     folder = table_folder(Path(profiles) if profiles else tables_root(), key)
-    table = subject.table(
-        key, folder, samples=samples, seed=seed, progress=lambda fraction, text: progress("profile", fraction, text)
+    found = None if fresh else reusable(folder, key, subject.widths, subject.regions)
+    table = found or subject.table(
+        key,
+        folder,
+        samples=samples,
+        seed=seed,
+        fresh=fresh,
+        progress=lambda fraction, text: progress("profile", fraction, text),
     )
     return {
         "model": model,
         **table.report(),
+        "reused": found is not None,
         "regions": len(table.regions),
         "samples": len(table.samples),
         "dense_ms": table.predict(subject.widths),

@@ -34,8 +34,8 @@ WORTH = 0.98
 MOST_EXTRAS = 3
 LEAN = 0.3
 """Pull towards the operator's coefficients: being twice as large weighs like a relative error of this size."""
-HEARSAY = 0.3
-"""Weight of a sample of another network beside one of this, as a factor of its error."""
+HEARSAY = 1.0
+"""The same towards what fits the region in another network."""
 FLOOR = 0.05
 """Errors count relative to a latency, but to no less than this share of the region's largest."""
 
@@ -198,7 +198,7 @@ class Samples:
         return len(next(iter(self.ms.values())))
 
 
-def fit(regions: Sequence[Fitted], samples: Samples, known: Mapping[str, Samples] | None = None) -> dict[str, Model]:
+def fit(regions: Sequence[Fitted], samples: Samples, known: Mapping[str, Model] | None = None) -> dict[str, Model]:
     """One model a region, forms chosen by cross-validation; of regions that are fused, one for each part.
 
     Forms are tried on the regions that take most of the time of each operator, at most ten of them. What one
@@ -208,13 +208,23 @@ def fit(regions: Sequence[Fitted], samples: Samples, known: Mapping[str, Samples
     Args:
         regions: what to fit.
         samples: what was measured.
-        known: by region, the same work measured in other networks, at this one's level; it weighs less.
+        known: by region, what fits the same work in another network, at this one's level: its form is taken, and the
+            coefficients lean towards its own.
     """
-    models: dict[str, Model] = {}
+    known = known or {}
+    models = {}
+    for region in regions:
+        if isinstance(region, Region) and region.name in known:
+            there = known[region.name]
+            everything = np.ones(len(samples), bool)
+            prior = np.asarray(there.coefficients, np.float64)
+            found = _Family([region], samples).leaning(region, there.form, everything, prior, HEARSAY)
+            models[region.name] = Model(there.form, tuple(float(c) for c in found))
+    regions = [r for r in regions if r.name not in models]
     for kind in dict.fromkeys(_kind(r) for r in regions):
         alike = [r for r in regions if _kind(r) == kind]
         heavy = sorted(alike, key=lambda r: -float(samples.ms[r.name].mean()))[:10]
-        family = _Family(heavy, samples, known or {})
+        family = _Family(heavy, samples)
         everything = np.ones(len(samples), bool)
         shared = family.best(heavy)
         for region in alike:
@@ -246,10 +256,9 @@ def _kind(region: Fitted) -> tuple[str, bool, bool]:
 class _Family:
     """Regions of one operator, and the features of every form tried on them."""
 
-    def __init__(self, heavy: Sequence[Fitted], samples: Samples, known: Mapping[str, Samples]) -> None:
-        self.heavy, self.samples, self.known = heavy, samples, known
+    def __init__(self, heavy: Sequence[Fitted], samples: Samples) -> None:
+        self.heavy, self.samples = heavy, samples
         self._designs: dict[tuple[str, Form], Floats] = {}
-        self._known: dict[tuple[str, Form], Floats] = {}
 
     def features(self, region: Fitted, form: Form) -> Floats:
         """`design` at the samples `[samples, k]`."""
@@ -258,22 +267,6 @@ class _Family:
             found = design(region, self.samples.widths, form)
             self._designs[key] = np.broadcast_to(found, (len(self.samples), found.shape[-1]))
         return self._designs[key]
-
-    def rows(self, region: Fitted, form: Form, train: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        """Weighed features `[rows, k]` and latencies `[rows]`: own samples of a region, then what is known of it."""
-        ms = self.samples.ms[region.name]
-        weight = _weights(ms)[train]
-        rows, values = self.features(region, form)[train] * weight[:, None], ms[train] * weight
-        known = self.known.get(region.name)
-        if known is None:
-            return rows, values
-        key = region.name, form
-        if key not in self._known:
-            found = design(region, known.widths, form)
-            self._known[key] = np.broadcast_to(found, (len(known), found.shape[-1]))
-        there = known.ms[region.name]
-        less = HEARSAY * _weights(there)
-        return np.concatenate([rows, self._known[key] * less[:, None]]), np.concatenate([values, there * less])
 
     def best(self, regions: Sequence[Fitted]) -> Form:
         """The form of least cross-validated error: steps first, then extras one at a time, then steps again."""
@@ -316,17 +309,26 @@ class _Family:
             return None
         rows, values = [], []
         for region in self.heavy:
-            mine, ms = self.rows(region, form, train)
-            rows.append(mine * _units(region, form))
-            values.append(ms)
+            ms = self.samples.ms[region.name]
+            weight = _weights(ms)[train]
+            rows.append(self.features(region, form)[train] * _units(region, form) * weight[:, None])
+            values.append(ms[train] * weight)
         return np.asarray(nnls(np.concatenate(rows), np.concatenate(values))[0], np.float64)
 
     def fitted(self, region: Fitted, form: Form, train: npt.NDArray[np.bool_], pooled: Floats | None) -> Floats:
         """A region's coefficients, leaning towards the pooled ones."""
-        rows, values = self.rows(region, form, train)
-        if pooled is not None:
-            prior = pooled * _units(region, form)
-            lean = LEAN / (prior + FLOOR * max(float(self.samples.ms[region.name].max()), 1e-9))
+        prior = None if pooled is None else pooled * _units(region, form)
+        return self.leaning(region, form, train, prior, LEAN)
+
+    def leaning(
+        self, region: Fitted, form: Form, train: npt.NDArray[np.bool_], prior: Floats | None, pull: float
+    ) -> Floats:
+        """A region's coefficients `[k]`, leaning towards `prior` [ms at dense extents] as strongly as `pull` says."""
+        ms = self.samples.ms[region.name]
+        weight = _weights(ms)[train]
+        rows, values = self.features(region, form)[train] * weight[:, None], ms[train] * weight
+        if prior is not None:
+            lean = pull / (prior + FLOOR * max(float(ms.max()), 1e-9))
             rows, values = np.concatenate([rows, np.diag(lean)]), np.concatenate([values, lean * prior])
         return np.asarray(nnls(rows, values)[0], np.float64)
 

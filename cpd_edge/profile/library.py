@@ -17,7 +17,7 @@ import numpy as np
 
 from cpd_edge.errors import CpdError
 from cpd_edge.layout import Layout, Leaf, Sum, axes
-from cpd_edge.profile.fit import Samples
+from cpd_edge.profile.fit import Model, Samples
 from cpd_edge.profile.table import LatencyTable
 from cpd_edge.types import Region
 
@@ -73,22 +73,22 @@ class Library:
                 found.append(table)
         return cls(tuple(found))
 
-    def known(self, regions: Sequence[Region], here: Samples) -> dict[str, Samples]:
-        """What was measured of each region in other networks, over its own axes; regions nobody measured are absent.
+    def share(self, regions: Sequence[Region]) -> float:
+        """Share of some regions' multiply-accumulates whose cost is known."""
+        known = sum(r.dense_macs for r in regions if region_signature(r) in self._by_signature)
+        return known / max(sum(r.dense_macs for r in regions), 1)
 
-        The same kernel costs more in one network than in another, and the machine is faster on some days: each part
-        is brought to the level at which its own model meets the samples here.
+    def known(self, regions: Sequence[Region], here: Samples) -> dict[str, Model]:
+        """What fits each region elsewhere, at the level it has here; regions that nobody measured are absent.
+
+        The same kernel costs more in one network than in another, and the machine is faster on some days: a model from
+        elsewhere is scaled to the samples here. Of several, the one that then meets them best is taken.
         """
         found = {}
         for region in regions:
-            parts = [
-                part
-                for source in self._by_signature.get(region_signature(region), ())
-                if (part := source.for_(region, here))
-            ]
-            if parts:
-                widths = {axis: np.concatenate([p.widths[axis] for p in parts]) for axis in parts[0].widths}
-                found[region.name] = Samples(widths, {region.name: np.concatenate([p.ms[region.name] for p in parts])})
+            told = [source.told(region, here) for source in self._by_signature.get(region_signature(region), ())]
+            if told:
+                found[region.name] = min(told, key=lambda t: t[0])[1]
         return found
 
     @cached_property
@@ -97,30 +97,25 @@ class Library:
         for table in self.tables:
             together = {name for names in table.fused for name in names}
             for region in table.regions:
-                if region.name in together:
-                    continue
-                free = [axis for axis in region_axes(region) if axis in table.groups]
-                if free and table.measured.ms[region.name].any():
-                    found.setdefault(region_signature(region), []).append(_Source(region, table))
+                model = table.models[region.name]
+                if region.geometry and region.name not in together and any(model.coefficients):
+                    found.setdefault(region_signature(region), []).append(_Source(region, model))
         return found
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A region of another network, in its table."""
+    """A region of another network, and its fit there."""
 
     region: Region
-    table: LatencyTable
+    model: Model
 
-    def for_(self, region: Region, here: Samples) -> Samples | None:
-        """Its samples as samples of an equal region, at the level of that one; None where that takes no time."""
+    def told(self, region: Region, here: Samples) -> tuple[float, Model]:
+        """How far its model is off a region of the same signature, and that model, scaled to the samples here."""
         mine = dict(zip(region_axes(region), region_axes(self.region), strict=True))
-        seen = here.ms[region.name]
-        there = {mine[axis]: values for axis, values in here.widths.items() if axis in mine}
-        expected = self.table.models[self.region.name].ms(self.region, there)
-        level = float(seen.sum() / np.broadcast_to(expected, seen.shape).sum())
-        measured = self.table.measured
-        widths = {axis: measured.widths[name] for axis, name in mine.items() if name in measured.widths}
-        if not level > 0:
-            return None
-        return Samples(widths, {region.name: level * measured.ms[self.region.name]})
+        ms = here.ms[region.name]
+        widths = {mine[axis]: values for axis, values in here.widths.items() if axis in mine}
+        expected = np.broadcast_to(self.model.ms(self.region, widths), ms.shape)
+        level = float(ms.sum() / max(float(expected.sum()), 1e-300))
+        off = float(np.abs(level * expected - ms).sum())
+        return off, Model(self.model.form, tuple(level * c for c in self.model.coefficients))

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,9 +23,10 @@ import onnx
 from cpd_edge.errors import CpdError, TableError
 from cpd_edge.measure.site import times_ms
 from cpd_edge.profile import isolated
+from cpd_edge.profile.library import Library
 from cpd_edge.profile.regions import Attribution, Kernel, Times
 from cpd_edge.profile.table import FORMAT, LatencyTable, Sample
-from cpd_edge.store import plain, write_text
+from cpd_edge.store import held, plain, write_text
 from cpd_edge.types import Region, Widths
 
 LOW_QUANTILE = 0.25
@@ -33,6 +35,8 @@ SECONDS_PER_SAMPLE = 0.1
 """Time to spend running one sampled network, half of it with the profiler; at least `FEWEST` repeats each."""
 FEWEST, MOST = 5, 60
 FIRST_CHECK, CHECK_EVERY = 24, 8
+KNOWN_CHECK, MOSTLY = 12, 0.8
+"""The first look at held-out errors where this share of the work is known from other networks."""
 LEFT_OUT = 0.15
 """Share of branches that a held-out plan lacks."""
 TARGET_MEDIAN, TARGET_P90 = 0.02, 0.05
@@ -67,7 +71,9 @@ class Draw:
     held_out: bool
 
 
-def draws(groups: Mapping[str, int], samples: int, holdout: int, seed: int) -> tuple[Draw, ...]:
+def draws(
+    groups: Mapping[str, int], samples: int, holdout: int, seed: int, first_check: int = FIRST_CHECK
+) -> tuple[Draw, ...]:
     """What to measure, in order: the dense and the smallest network, then fit samples with held-out ones between.
 
     Fit samples are a Latin hypercube, so every group visits every part of its range; most widths are
@@ -85,7 +91,7 @@ def draws(groups: Mapping[str, int], samples: int, holdout: int, seed: int) -> t
         widths = {g: _rounded(n, spread[g], rng) for g, n in groups.items()}
         plans.append(Draw(widths | {g: int(rng.uniform() > LEFT_OUT) for g, n in groups.items() if n == 1}, True))
     mixed: list[Draw] = []
-    early = max(FIRST_CHECK - 2, 1)
+    early = max(first_check - 2, 1)
     for i, draw in enumerate(fit):
         mixed.append(draw)
         while plans and (i + 1) * holdout >= (holdout - len(plans) + 1) * min(early, strata):
@@ -117,10 +123,14 @@ def profile(
     folder: Path | None = None,
     repeats: int | None = None,
     isolated_seconds: float = 0.0,
+    fresh: bool = False,
     progress: Progress | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> LatencyTable:
     """Measures a latency table, or returns the one in `folder` whose key matches.
+
+    What the tables beside `folder` say of the same layers is taken in. Processes that want the same table measure it
+    once: the others wait for it.
 
     Args:
         build: the model file of the network at some widths.
@@ -135,20 +145,52 @@ def profile(
         folder: where samples and the table are kept; nothing is kept without it.
         repeats: inferences a network, each with and without the profiler; None: as many as 0.1 s hold.
         isolated_seconds: time for the baseline of regions timed alone; 0 leaves it out.
+        fresh: measure it all again, whatever is kept in `folder`.
         progress: gets a fraction and a message.
         clock: monotonic clock [ns].
 
     Raises:
         TableError: no region is measured by the runtime's profiler.
     """
-    key, started = dict(plain(key)), time.perf_counter()  # type: ignore[call-overload]
-    if folder is not None and (folder / "table.json").exists():
-        found = _reusable(folder / "table.json", key, groups, regions)
-        if found is not None:
-            return found
-    todo = draws(groups, samples, holdout, seed)
+    tell = progress or (lambda fraction, text: None)
+    measured = partial(
+        _measured, build, regions, groups, make_runner, dict(plain(key)), model=model, samples=samples,  # type: ignore[call-overload]
+        holdout=holdout, seed=seed, folder=folder, repeats=repeats, isolated_seconds=isolated_seconds, tell=tell,
+        clock=clock,
+    )  # fmt: skip
+    if folder is None:
+        return measured()
+    with held(folder, lambda: tell(0.0, "another process measures this table: waiting for it")):
+        if fresh:
+            for name in ("table.json", "samples.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+        return reusable(folder, key, groups, regions) or measured()
+
+
+def _measured(
+    build: Callable[[Widths], bytes],
+    regions: Sequence[Region],
+    groups: Mapping[str, int],
+    make_runner: MakeRunner,
+    key: Mapping[str, Any],
+    *,
+    model: onnx.ModelProto | None,
+    samples: int,
+    holdout: int,
+    seed: int,
+    folder: Path | None,
+    repeats: int | None,
+    isolated_seconds: float,
+    tell: Progress,
+    clock: Callable[[], int],
+) -> LatencyTable:
+    started = time.perf_counter()
+    library = Library.beside(folder, key) if folder is not None else Library()
+    fitted = partial(LatencyTable.fitted, key, groups, regions, elsewhere=library.known)
+    first = KNOWN_CHECK if library.share(regions) >= MOSTLY else FIRST_CHECK
+    todo = draws(groups, samples, holdout, seed, first)
     header = {"format": FORMAT, "key": key, "groups": dict(groups), "seed": seed}
-    header |= {"samples": samples, "holdout": holdout}
+    header |= {"samples": samples, "holdout": holdout, "first_check": first}
     log = _Log(folder, header)
     bench = _Bench(build, make_runner, Attribution.of(regions, model), dict(groups), repeats, clock)
     table = None
@@ -160,15 +202,14 @@ def profile(
                 sample = bench.measure(draw)
                 log.append(sample, time.perf_counter() - started, bench.fused or ())
                 started = time.perf_counter()
-            if progress is not None:
-                progress((i + 1) / len(todo), f"sample {i + 1} of at most {len(todo)}")
+            tell((i + 1) / len(todo), f"sample {i + 1} of at most {len(todo)}")
             seen = log.samples[: i + 1]
-            if i + 1 < len(todo) and _check_now(seen, holdout):
-                table = LatencyTable.fitted(key, groups, regions, seen, log.seconds, log.fused)
+            if i + 1 < len(todo) and _check_now(seen, holdout, first):
+                table = fitted(seen, log.seconds, log.fused)
                 if _good(table):
                     break
                 table = None
-        table = table or LatencyTable.fitted(key, groups, regions, log.samples[: len(todo)], log.seconds, log.fused)
+        table = table or fitted(log.samples[: len(todo)], log.seconds, log.fused)
     finally:
         bench.close()
     if isolated_seconds > 0:
@@ -179,10 +220,10 @@ def profile(
     return table
 
 
-def _check_now(samples: Sequence[Sample], holdout: int) -> bool:
+def _check_now(samples: Sequence[Sample], holdout: int, first: int) -> bool:
     """Whether the held-out errors are due for a look: all are measured, and the fit has grown by a step."""
     fit = sum(not s.held_out for s in samples)
-    due = fit >= FIRST_CHECK and (fit - FIRST_CHECK) % CHECK_EVERY == 0
+    due = fit >= first and (fit - first) % CHECK_EVERY == 0
     return due and 0 < holdout == len(samples) - fit
 
 
@@ -191,15 +232,15 @@ def _good(table: LatencyTable) -> bool:
     return bool(report["holdout_median_error"] <= TARGET_MEDIAN and report["holdout_p90_error"] <= TARGET_P90)
 
 
-def _reusable(
-    path: Path, key: Mapping[str, Any], groups: Mapping[str, int], regions: Sequence[Region]
+def reusable(
+    folder: Path, key: Mapping[str, Any], groups: Mapping[str, int], regions: Sequence[Region]
 ) -> LatencyTable | None:
-    """The table in a file, if it was measured for this key, these groups and these regions."""
+    """The table in a folder, if it was measured for this key, these groups and these regions."""
     try:
-        found = LatencyTable.load(path)
+        found = LatencyTable.load(folder / "table.json")
     except CpdError:
         return None
-    same = found.key == key and found.groups == dict(groups) and found.regions == tuple(regions)
+    same = found.key == plain(key) and found.groups == dict(groups) and found.regions == tuple(regions)
     return found if same else None
 
 

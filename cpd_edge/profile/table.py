@@ -5,6 +5,8 @@ Format history: 1, the first; 2, `within`; 3, `fused` and `reformats_ms`; 4, `ge
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 4
-Elsewhere: TypeAlias = Callable[[Sequence[Region], Samples], Mapping[str, Samples]]
-"""Given regions and what was measured of them here: by region, what was measured of it in other networks."""
+Elsewhere: TypeAlias = Callable[[Sequence[Region], Samples], Mapping[str, Model]]
+"""Given regions and what was measured of them here: by region, what fits it in other networks."""
 AGAIN = "measure it: cpd-edge profile MODEL"
 
 
@@ -85,6 +87,7 @@ class LatencyTable:
         isolated_ms: the sum of regions timed alone, by index of the held-out sample [ms].
         fused: regions that the runtime runs as one kernel, in the network's order: they are measured and fitted as
             one, and what a single one of them costs is the fit's share of that.
+        known_regions: how many regions were fitted with what other networks' tables say of them.
     """
 
     key: Mapping[str, Any]
@@ -97,6 +100,7 @@ class LatencyTable:
     seconds: float = 0.0
     isolated_ms: Mapping[int, float] = field(default_factory=dict)
     fused: tuple[tuple[str, ...], ...] = ()
+    known_regions: int = 0
 
     @classmethod
     def fitted(
@@ -121,18 +125,23 @@ class LatencyTable:
         own, total = _to_fit(groups, samples)
         measured = _measured(regions, fused)
         alone = [r for r in measured if isinstance(r, Region)]
-        models = fit(measured, own, elsewhere(alone, own) if elsewhere else {})
+        known = elsewhere(alone, own) if elsewhere else {}
+        models = fit(measured, own, known)
         predicted = np.sum([models[r.name].ms(r, own.widths) * np.ones(len(own)) for r in regions], axis=0)
         scale, fixed_ms = fit_total(predicted, total)
         together = tuple(tuple(names) for names in fused)
         return cls(
-            dict(key), dict(groups), tuple(regions), tuple(samples), models, scale, fixed_ms, seconds, fused=together
+            dict(key),
+            dict(groups),
+            tuple(regions),
+            tuple(samples),
+            models,
+            scale,
+            fixed_ms,
+            seconds,
+            fused=together,
+            known_regions=len(known),
         )
-
-    @cached_property
-    def measured(self) -> Samples:
-        """What the models were fitted to: widths, and the time of each region without drift and profiler."""
-        return _to_fit(self.groups, self.samples)[0]
 
     @cached_property
     def ranges(self) -> dict[str, tuple[int, int]]:
@@ -203,6 +212,7 @@ class LatencyTable:
         return {
             "samples": len(self.samples),
             "regions": len(self.regions),
+            "known_regions": self.known_regions,
             "seconds": self.seconds,
             "holdout_median_error": float(np.median(errors)) if errors else None,
             "holdout_p90_error": float(np.quantile(errors, 0.9)) if errors else None,
@@ -244,6 +254,7 @@ class LatencyTable:
                 "seconds": self.seconds,
                 "isolated_ms": self.isolated_ms,
                 "fused": self.fused,
+                "known_regions": self.known_regions,
             },
         )
 
@@ -272,6 +283,7 @@ class LatencyTable:
             seconds=data["seconds"],
             isolated_ms={int(i): ms for i, ms in data["isolated_ms"].items()},
             fused=tuple(tuple(names) for names in data["fused"]),
+            known_regions=data["known_regions"],
         )
 
     def with_isolated(self, isolated_ms: Mapping[int, float]) -> LatencyTable:
@@ -343,7 +355,10 @@ def drift(samples: Sequence[Sample], window: int = 5) -> Floats:
 
 
 def table_folder(root: Path, key: Mapping[str, Any]) -> Path:
-    """`root/<device>/<runtime>-<version>-<precision>-t<threads>/<signature>`.
+    """`root/<device>/<runtime>-<version>-<precision>-t<threads>/<signature>-<state>`.
+
+    The state is four hex digits of everything else in the key, power state included: a table is never mistaken for, or
+    written over, one that was measured in another state.
 
     Raises:
         TableError: the key lacks one of device, runtime, runtime_version, precision, threads, signature.
@@ -353,8 +368,10 @@ def table_folder(root: Path, key: Mapping[str, Any]) -> Path:
     if missing:
         raise TableError(f"the key of a table lacks {', '.join(missing)}: it has {', '.join(key)}")
     slug = {name: re.sub(r"[^a-z0-9.]+", "-", str(key[name]).lower()).strip("-.") or "unknown" for name in wanted}
+    state = json.dumps({name: value for name, value in key.items() if name not in wanted}, sort_keys=True)
     runtime = "{runtime}-{runtime_version}-{precision}-t{threads}".format(**slug)
-    return root / slug["device"] / runtime / slug["signature"]
+    name = f"{slug['signature']}-{hashlib.sha256(state.encode()).hexdigest()[:4]}"
+    return root / slug["device"] / runtime / name
 
 
 def _region_json(region: Region) -> dict[str, Any]:

@@ -15,11 +15,12 @@ import pytest
 from cli.shell import Done, Shell
 from cli.worlds import PRUNE, QUICK
 
+import cpd_edge
 from cpd_edge.cli.commands import prune
 from cpd_edge.cli.sweep_command import OWN
 from cpd_edge.errors import BudgetError
 from cpd_edge.pipeline.request import Request
-from cpd_edge.pipeline.sweep import budgets, label
+from cpd_edge.pipeline.sweeps import budgets, label
 from cpd_edge.report.front import pareto
 from cpd_edge.store import Run, read_json
 from cpd_edge.types import EXIT_CODES
@@ -89,6 +90,20 @@ def test_the_pages_hold_every_point(swept: Path) -> None:
     assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
     assert {t.text for t in drawn.iter("{http://www.w3.org/2000/svg}text")} >= {"1.2x", "1.5x", "dense"}
     assert all(name in (swept / page).read_text() for page in ("sweep.html", "sweep.md") for name in ("1.2x", "500x"))
+
+
+def test_python_goes_on_with_the_same_sweep(
+    lives: list[Done], swept: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cpd_edge.sweep` is the same thing: what is finished is not done again, and the record is equal."""
+    monkeypatch.chdir(shell.folder)
+    before = {p: p.stat().st_mtime_ns for p in swept.glob("*/*.onnx")}
+    settings = {"steps": 1, "epochs": 0.5, "samples": 8, "rounds": 2}
+    found = cpd_edge.sweep(
+        "mine.py:make_net", "mine.py:make_data", speedups=[1.2, 1.5, 500], out="swept", resume=True, **settings
+    )
+    assert found.record == lives[-1].json and found.verdict == "FAIL" and found.report.is_file()
+    assert before == {p: p.stat().st_mtime_ns for p in swept.glob("*/*.onnx")}
 
 
 def test_other_settings_or_a_second_sweep_are_refused(swept: Path, shell: Shell) -> None:
