@@ -11,7 +11,7 @@ from cli.shell import Shell
 from cpd_edge.cli import commands
 from cpd_edge.types import EXIT_CODES
 
-VERBS = ("prune", "comb", "profile", "solve", "bench", "report", "doctor")
+VERBS = ("prune", "comb", "profile", "solve", "bench", "report", "doctor", "sweep")
 
 
 def test_help_names_every_verb_and_loads_no_torch() -> None:

@@ -40,9 +40,36 @@ def test_profile_measures_once_and_finds_it_again(shell: Shell) -> None:
     assert found["samples"] >= 8 and found["regions"] >= 3 and all(found[k] >= 0 for k in errors)
     assert (shell.folder / found["table"] / "table.json").is_file()
     log = Path(shell.folder / found["table"] / "samples.jsonl").read_bytes()
-    assert shell(*words, "--json").json == found
+    assert found["reused"] is False and shell(*words, "--json").json == {**found, "reused": True}
     assert Path(shell.folder / found["table"] / "samples.jsonl").read_bytes() == log
-    assert f"{found['regions']} regions, {found['samples']} networks" in shell(*words).out
+    told = shell(*words).out
+    assert f"{found['regions']} regions, {found['samples']} networks" in told and "measured before" in told
+    fresh = shell(*words, "--fresh", "--json").json
+    assert fresh["reused"] is False and fresh["table"] == found["table"]
+    assert Path(shell.folder / found["table"] / "samples.jsonl").read_bytes() != log
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_tables_are_handed_on(ending: str, shell: Shell) -> None:
+    """`tables export` and `import` carry every table to another store; what is there already is not doubled."""
+    shell(*PROFILE, "--profiles", "given")
+    listed = shell("tables", "list", "--profiles", "given", "--json").json["tables"]
+    assert [t["samples"] for t in listed] == [18] and listed[0]["environment"]["runtime"] == "onnxruntime"
+    sent = shell("tables", "export", f"given.{ending}", "--profiles", "given", "--json").json
+    assert sent == {"file": f"given.{ending}", "tables": 1, "rows": 18 * listed[0]["regions"]}
+    for new in (18, 0):
+        taken = shell("tables", "import", f"given.{ending}", "--profiles", f"taken-{ending}", "--json").json
+        assert taken == {**sent, "new_samples": new}
+    [there] = shell("tables", "list", "--profiles", f"taken-{ending}", "--json").json["tables"]
+    assert {**there, "folder": ""} == {**listed[0], "folder": ""}
+    assert shell(*PROFILE, "--profiles", f"taken-{ending}", "--json").json["reused"] is True
+
+
+def test_no_table_is_exported_as_such(shell: Shell) -> None:
+    """A filter that nothing passes says where it looked, and writes no file."""
+    done = shell("tables", "export", "none.csv", "--device", "no such board", "--profiles", "given")
+    assert done.code == 1 and "no such table under given" in done.err and "cpd-edge tables list" in done.err
+    assert not (shell.folder / "none.csv").exists()
 
 
 def test_solve_answers_for_other_budgets(classified: tuple[Run, Done], shell: Shell) -> None:
