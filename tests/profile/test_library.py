@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from formula_runtime import GROUPS, KEY, REGIONS, Device, build, measured
 
 from cpd_edge.errors import RuntimeMissing, TableError, UsageError
 from cpd_edge.layout import Leaf, Prod, Sum
+from cpd_edge.profile import fit
 from cpd_edge.profile.exchange import COLUMNS, from_frame, merge, read_file, stored, to_frame, write_file
 from cpd_edge.profile.fit import Samples
 from cpd_edge.profile.library import Library, region_signature
@@ -49,6 +50,15 @@ def twin(region: Region) -> Region:
 def shaped(device: Device, folder: Path, key: Mapping[str, Any] = KEY, **options: object) -> LatencyTable:
     arguments = {"samples": 24, "holdout": 6, "repeats": 8, "clock": device.clock, **options}
     return profile(build, SHAPED, GROUPS, device.make_runner, key, folder=folder, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_forms() -> Iterator[None]:
+    """The fit tries the forms that the formula needs and no others, so that it costs little."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "BLOCKS", (1, 16))
+        patch.setattr(fit, "MOST_EXTRAS", 0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +100,7 @@ def test_a_killed_process_loses_one_sample_and_keeps_nothing_waiting(tmp_path: P
     assert len(device.profiled) == len(found.samples) - 9
     lines = [json.loads(line) for line in (tmp_path / "t/samples.jsonl").read_text().splitlines()[1:]]
     assert [line["widths"] for line in lines] == [dict(s.widths) for s in found.samples]
-    assert found.samples == shaped(Device(), tmp_path / "whole").samples
+    assert found.samples == shaped(Device(), tmp_path / "alone/whole").samples
 
 
 def test_two_processes_measure_one_table_once(tmp_path: Path) -> None:
