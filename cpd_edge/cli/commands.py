@@ -33,13 +33,16 @@ from cpd_edge.cli.options import (
 from cpd_edge.cli.plan_commands import register as register_plans
 from cpd_edge.cli.sweep_command import register as register_sweep
 from cpd_edge.cli.table_commands import register as register_tables
-from cpd_edge.cli.text import comb_text, doctor_text, profile_text, summary
+from cpd_edge.cli.text import comb_text, doctor_text, gpu_text, profile_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.types import EXIT_CODES, Budget
 
 CRASHED = 70
 """Exit code of an error that nobody foresaw (`EX_SOFTWARE` of sysexits): 1 is a verdict."""
+
+NO_GPU = 4
+"""Exit code of a machine without what a check needs: an environment that does not do."""
 
 app = typer.Typer(
     help="Prune a trained torch vision model until its engine meets a latency budget, as measured on the device.",
@@ -226,8 +229,19 @@ def report(run: Annotated[Path, typer.Argument(help="run folder")], as_json: Jso
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    gpu: Annotated[bool, typer.Option("--gpu", help="check what needs an NVIDIA GPU, in some ten minutes")] = False,
+    out: Annotated[Path, typer.Option(help="with --gpu: the file to send")] = Path("cpd-edge-gpu.json"),
+    as_json: Json = False,
+) -> None:
     """Check the installation, and measure this machine's noise floor."""
+    if gpu:
+        with told(as_json) as (_, progress):
+            from cpd_edge.pipeline.gpu_check import gpu_check
+
+            checked = gpu_check(out, lambda fraction, text: progress("doctor --gpu", fraction, text))
+        show(checked, as_json, gpu_text)
+        raise typer.Exit(1 if checked["failed"] else 0 if checked["possible"] else NO_GPU)
     with told(as_json) as (_, progress):
         from cpd_edge.measure.doctor import doctor as work
 

@@ -148,6 +148,12 @@ def doctor_text(r: dict[str, Any]) -> str:
     return "\n".join(f"{name:<10}{line}" for name, line in lines)
 
 
+def gpu_text(r: dict[str, Any]) -> str:
+    """What `doctor --gpu` found: one line a check, with the reason where it did not pass."""
+    lines = [f"{c['state']:<13} {c['name']:<26} {c['reason'] or c['proves']}" for c in r["checks"]]
+    return "\n".join([*lines, f"all of it is in {r['file']}: see docs/gpu-checklist.md for where to send it"])
+
+
 def noise_lines(aa: dict[str, Any] | None) -> list[str]:
     """An engine against itself, in words."""
     if aa is None:

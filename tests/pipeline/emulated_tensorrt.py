@@ -127,7 +127,7 @@ def emulated_tensorrt(cuda: EmulatedCuda) -> Any:
             return True
 
         def execute_async_v3(self, handle: int) -> bool:
-            cuda.now_ms += self.engine.run_ms
+            cuda.enqueue(lambda: setattr(cuda, "now_ms", cuda.now_ms + self.engine.run_ms))
             return True
 
         def computed(self) -> None:
