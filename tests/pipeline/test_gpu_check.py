@@ -58,7 +58,7 @@ def test_on_a_device_that_works_everything_passes(emulated: None, tmp_path: Path
     assert by_name["driver"]["arch"] == "sm_87"
     assert by_name["outputs fp32"]["error"] < 1e-4
     assert by_name["layer times"]["sum_ms"] == pytest.approx(by_name["layer times"]["inference_ms"] - 0.02)
-    assert "its version is 0.0.0" not in by_name["foreign and stale engines"]["said"][0]
+    assert "its version is 10.3.0, not 0.0.0" in by_name["foreign and stale engines"]["said"][0]
 
 
 def test_what_does_not_hold_is_failed_and_named(
