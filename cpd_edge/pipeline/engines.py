@@ -12,8 +12,9 @@ import onnx
 
 from cpd_edge import store
 from cpd_edge.deploy import timing_cache
+from cpd_edge.deploy.calibrate import calibration
 from cpd_edge.deploy.engine import RTX, Built, EngineSpec, build_engine
-from cpd_edge.deploy.quantize import WEIGHTED, calibration, is_quantised, quantise
+from cpd_edge.deploy.quantize import TENSORRT, calibrate, is_quantised, quantise
 from cpd_edge.deploy.typed import matches, scope
 from cpd_edge.errors import DataError, ModelError, StoreError
 from cpd_edge.measure import stats
@@ -241,7 +242,7 @@ def _quantised(model: onnx.ModelProto, images: Path, progress: Progress | None) 
     tell = _stage(progress, "quantise")
     if tell is not None:
         tell(0.0, "calibrating")
-    done = quantise(model, calibration(images))
+    done = quantise(model, calibrate(model, calibration(images), TENSORRT), TENSORRT)
     if tell is not None:
         tell(1.0, "")
     return done
@@ -260,7 +261,7 @@ def precision_notes(model: onnx.ModelProto, spec: EngineSpec, layers: Sequence[E
     ]
     wanted = "int8" if spec.precision.startswith("int8") else spec.precision
     weights = {i.name for i in model.graph.initializer}
-    heavy = [n for n in model.graph.node if n.op_type in WEIGHTED and (n.name not in held)]
+    heavy = [n for n in model.graph.node if n.op_type in TENSORRT.weighted and (n.name not in held)]
     heavy = [n for n in heavy if wanted == "int8" or not weights.isdisjoint(n.input)]
     homes = {n.name: [la.precision for la in layers if n.name in la.onnx] for n in heavy}
     unknown = [name for name, found in homes.items() if not found]

@@ -20,7 +20,7 @@ from torch import nn
 
 from cpd_edge.deploy.engine import Built, EngineSpec, build_engine
 from cpd_edge.deploy.onnx import export_onnx, finish
-from cpd_edge.deploy.quantize import quantise
+from cpd_edge.deploy.quantize import TENSORRT, calibrate, quantise
 from cpd_edge.deploy.unsupported import source_line
 from cpd_edge.errors import CpdError, ModelError, UsageError
 from cpd_edge.measure.layers import EngineLayer, layers_from_log
@@ -36,6 +36,10 @@ WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 def built(model: onnx.ModelProto, **spec: Any) -> Built:
     return build_engine(trt, listener(trt), model, EngineSpec(**{"arch": "sm_86", **spec}))
+
+
+def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
+    return quantise(model, calibrate(model, IMAGES, TENSORRT), TENSORRT)
 
 
 def exported(module: nn.Module) -> onnx.ModelProto:
@@ -73,7 +77,7 @@ def test_a_real_network_is_built_in_every_precision(make: Callable[[], nn.Module
     torch.manual_seed(0)
     model = exported(make())
     full = built(model, batch=(1, 2, 4))
-    half, int8 = built(model, precision="fp16"), built(quantise(model, IMAGES), precision="int8+fp16")
+    half, int8 = built(model, precision="fp16"), built(quantised(model), precision="int8+fp16")
     for engine, mark in ((full, "fp32"), (half, "fp16"), (int8, "int8")):
         found = arithmetic(model, layers_from_log(engine.messages))
         assert len(found) > 5
@@ -172,7 +176,7 @@ def test_a_spec_that_is_none_is_refused(spec: dict[str, Any]) -> None:
 def test_a_quantised_model_is_not_built_as_another_precision(tiny: onnx.ModelProto) -> None:
     """Its Q/DQ nodes would count for nothing."""
     with pytest.raises(ModelError, match="holds Q/DQ nodes, precision fp32 was asked for"):
-        built(quantise(tiny, IMAGES))
+        built(quantised(tiny))
 
 
 def test_a_fixed_batch_is_the_only_batch(tiny: onnx.ModelProto) -> None:
