@@ -29,11 +29,20 @@ def summary(r: dict[str, Any]) -> str:
             f"  dense     p{100 * r['quantile']:g} {span(r['dense_latency_ms'])}",
             f"  speed-up  {span(r['speedup'], 'x')} measured, with {ratios(r)}",
             f"  {r['metric']:<9} {percent[0]} dense, {percent[1]} pruned (as deployed)",
+            *fp32_line(r),
             *checks_line(r),
             f"  predicted {r['predicted_ms']:.4g} ms, gap {r['gap']:.2%}, rounds {r['rounds']}",
             f"  report    {Path(r['run']) / 'report.html'}",
         ]
     )
+
+
+def fp32_line(r: dict[str, Any]) -> list[str]:
+    """A line on the dense network in fp32, where the run computes in something else."""
+    if "fp32" not in r:
+        return []
+    before, gain = r["fp32"], span(r["fp32"]["speedup"], "x")
+    return [f"  {r['precision']:<9} {gain} over dense fp32: {span(before['latency_ms'])}, {before['metric']:.4f}"]
 
 
 def checks_line(r: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import importlib
 import io
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpd_edge.errors import ModelError, RuntimeMissing, UsageError
+from cpd_edge.measure.arithmetic import NAMES, computed_in
 from cpd_edge.measure.environment import capture
 from cpd_edge.measure.fused import Step, held_nodes
 from cpd_edge.measure.inputs import RING, described, ring_of, settled_shape
@@ -37,7 +39,10 @@ ROUND = 12
 
 _WARM_RUNS = 2
 _BESIDE = ("Input", "Output", "Const")
-_TOLD = ("execOrder", "layerType", "originalLayersNames", "outputLayouts", "primitiveType")
+_TOLD = ("execOrder", "layerType", "originalLayersNames", "outputLayouts", "primitiveType", "runtimePrecision")
+
+HINTS: Mapping[str, str] = {"fp16": "f16", "bf16": "bf16"}
+"""Precisions that are asked of the runtime; all others are the file's own."""
 
 
 class OpenVinoRunner:
@@ -51,10 +56,10 @@ class OpenVinoRunner:
         profile: compile with the runtime's counters on, so that `kernels` needs one load less. Latencies then carry
             the counters' cost, and the environment says so.
         sample_input: images `[n, ...]` to fill the ring with, drawn at random; else standard normal values.
-        precision: of the model's weights, as the environment shall say it; the arithmetic is float32.
+        precision: what it shall compute in: `fp16` and `bf16` are asked of the runtime, else the file decides, so
+            `int8` is a quantised file. The environment says what the kernels really compute in.
 
     Attributes:
-        environment: device, runtime, properties, threads, shape, inputs and their range.
         load_ms: `first_load` and `first_inference`, apart.
 
     Raises:
@@ -75,7 +80,7 @@ class OpenVinoRunner:
         precision: str = "fp32",
     ) -> None:
         self._ov, self._core = openvino(), _core()
-        self._source, self._threads = model, threads
+        self._source, self._threads, self._precision = model, threads, precision
         started = time.perf_counter_ns()
         graph = self._read()
         port = self._input(graph)
@@ -89,7 +94,7 @@ class OpenVinoRunner:
         self._requests = self._bind(self._compiled)
         self._turn, self._ran, self._profiled = 0, 0, profile
         self._graph: Any = graph if profile else None
-        self.environment: Mapping[str, Any] = {
+        self._captured: Mapping[str, Any] = {
             **capture(
                 "openvino", version(), threads, batch, self._shape, precision, providers=self._properties()
             ),
@@ -103,6 +108,12 @@ class OpenVinoRunner:
             "first_load": first_load_ms,
             "first_inference": (time.perf_counter_ns() - started) / 1e6,
         }
+
+    @cached_property
+    def environment(self) -> Mapping[str, Any]:
+        """Device, runtime, properties, precision of its kernels, threads, shape, inputs and their range."""
+        steps = _steps(self._compiled.get_runtime_model())
+        return {**self._captured, **computed_in((step.op, step.precision) for step in steps if step.works)}
 
     def run(self) -> None:
         """One inference on the next input of the ring, which lies where the runtime reads it."""
@@ -156,7 +167,13 @@ class OpenVinoRunner:
         held = held_nodes(steps, self._onnx())
         working = [i for i, step in enumerate(steps) if step.works or ms[:, i].any()]
         kernels = tuple(
-            Kernel(",".join(held[steps[i].name]) or steps[i].name, steps[i].op, order, ms[:, i].copy())
+            Kernel(
+                ",".join(held[steps[i].name]) or steps[i].name,
+                steps[i].op,
+                order,
+                ms[:, i].copy(),
+                precision=steps[i].precision,
+            )
             for order, i in enumerate(working)
         )
         return KernelTimes(kernels, np.array([whole_ms for _, _, whole_ms in found]))
@@ -215,6 +232,7 @@ class OpenVinoRunner:
 
     def _compile(self, graph: Any, profile: bool) -> Any:
         settings = {**SETTINGS, "INFERENCE_NUM_THREADS": self._threads, "PERF_COUNT": profile}
+        settings["INFERENCE_PRECISION_HINT"] = HINTS.get(self._precision, SETTINGS["INFERENCE_PRECISION_HINT"])
         try:
             return self._core.compile_model(graph, "CPU", settings)
         except RuntimeError as error:
@@ -279,6 +297,21 @@ def openvino() -> Any:
         raise RuntimeMissing("OpenVINO is not installed", hint="pip install 'cpd-edge[openvino]'") from error
 
 
+def require_computes(precision: str) -> None:
+    """Refuses a precision that the runtime does not have on this CPU.
+
+    Raises:
+        UsageError: says so.
+    """
+    openvino()
+    able = [str(name) for name in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+    if precision in HINTS and precision.upper() not in able:
+        raise UsageError(
+            f"this CPU has no {precision} in OpenVINO: it computes in {', '.join(able)}",
+            hint="--precision fp32 or int8",
+        )
+
+
 def version() -> str:
     """Release of the runtime, such as `2026.4.1`; the build's name is in the environment."""
     return str(openvino().__version__).partition("-")[0]
@@ -325,6 +358,7 @@ def _steps(graph: Any) -> tuple[Step, ...]:
             sources=tuple(sources),
             plain=all(_plain(layout) for layout in told["outputLayouts"].split(",")),
             works=not beside and not told["primitiveType"].startswith("unknown"),
+            precision=NAMES.get(told["runtimePrecision"], ""),
         )
         found.append((int(told["execOrder"]), step))
     return tuple(step for _, step in sorted(found, key=lambda pair: pair[0]))
@@ -355,4 +389,4 @@ def _value(value: Any) -> str:
     return str(named() if named is not None else value)
 
 
-__all__ = ["ROUND", "SETTINGS", "OpenVinoRunner", "openvino", "version"]
+__all__ = ["ROUND", "SETTINGS", "OpenVinoRunner", "openvino", "require_computes", "version"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,12 @@ def key(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {name: environment[name] for name in KEYS if name in environment}
 
 
-def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any], across: Collection[str] = ()) -> None:
     """Refuses two environments whose numbers may not be compared.
+
+    Args:
+        a, b: the environments.
+        across: keys that may differ, because their effect is what is asked for.
 
     Raises:
         EnvironmentMismatch: names every key that differs, with both values.
@@ -93,7 +97,7 @@ def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
     differing = [
         f"{name} ({left.get(name, 'unknown')} against {right.get(name, 'unknown')})"
         for name in KEYS
-        if left.get(name) != right.get(name)
+        if left.get(name) != right.get(name) and name not in across
     ]
     if differing:
         raise EnvironmentMismatch(
@@ -137,6 +141,14 @@ def device_name() -> str:
         if field.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine() or "unknown"
+
+
+def integers_saturate() -> bool:
+    """Whether this CPU adds two products of 8-bit integers into 16 bits, where they may not fit: x86 without VNNI."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686"):
+        return False
+    flags = next((x for x in _read(Path("/proc/cpuinfo")).splitlines() if x.startswith("flags")), "")
+    return "vnni" not in flags
 
 
 def governor() -> str:

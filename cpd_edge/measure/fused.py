@@ -29,6 +29,7 @@ class Step:
         sources: names of the kernels that it reads.
         plain: writes the layout that the model's own tensors have.
         works: takes time of its own, as far as is known before it runs.
+        precision: what it computes in, where the runtime says so.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Step:
     sources: tuple[str, ...]
     plain: bool = True
     works: bool = True
+    precision: str = ""
 
 
 def held_nodes(steps: Sequence[Step], model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -130,6 +130,7 @@ def compare(
     clock: Clock = time.perf_counter_ns,
     sleep: Sleep = time.sleep,
     progress: Progress | None = None,
+    across: Collection[str] = (),
 ) -> Comparison:
     """Samples two engines in ABBA blocks of one window, so that drift hits both alike.
 
@@ -146,6 +147,7 @@ def compare(
         clock: monotonic time [ns].
         sleep: waits so many seconds; used in paced mode.
         progress: told the fraction done and a short message.
+        across: keys of the environment that may differ, because their effect is what is asked for.
 
     Raises:
         EnvironmentMismatch: the engines may not be compared.
@@ -159,7 +161,7 @@ def compare(
             or _unmet_width(_speedup(first, second, protocol), protocol, "the speed-up")
         )
 
-    require_comparable(a.environment, b.environment)
+    require_comparable(a.environment, b.environment, across)
     site = site_of([a, b], clock, sleep)
     first, second = _Recorder(a, protocol, site), _Recorder(b, protocol, site)
     order = (first, second, second, first)

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpd_edge.errors import ModelError, UsageError
+from cpd_edge.measure.arithmetic import computed_in
 from cpd_edge.measure.devices import LOCAL, get
 from cpd_edge.measure.engine_runner import layer_kernels
 from cpd_edge.measure.frames import Camera, by_stage, refused, stages_source
@@ -90,7 +92,6 @@ class RemoteRunner:
         typed: the model has the types of its precision already, which TensorRT wants from 11 on.
 
     Attributes:
-        environment: of the device; its name comes first, so that it is never taken for this machine.
         load_ms: `first_load` and `first_inference`, apart.
         site: the device, which times by itself.
 
@@ -131,7 +132,7 @@ class RemoteRunner:
         self.number, answer = self._load(ring)
         found = answer["environment"]
         self.load_ms: Mapping[str, float] = answer["load_ms"]
-        self.environment: Mapping[str, Any] = {
+        self._captured: Mapping[str, Any] = {
             **{name: value for name, value in found.items() if not name.startswith("memory_")},
             "device": f"{self._station.device.name}: {found['device']}",
             "runtime": runtime if runtime != RUNTIME else runtime_name(provider_name(provider)),
@@ -142,6 +143,15 @@ class RemoteRunner:
             "protocol": "",
             **self.site.moment(),
         }
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        """Of the device; its name comes first, so that it is never taken for this machine."""
+        return {**self._captured, **self._computed}
+
+    @cached_property
+    def _computed(self) -> Mapping[str, str]:
+        return computed_in((k.op, k.precision) for k in self.kernels(1))
 
     def frame(self, camera: Camera) -> None:
         """Puts the stages of a deployment around the engine, on the device's CPU: `run` takes frames from now on.
@@ -156,7 +166,7 @@ class RemoteRunner:
             words = self._station.ask("frame", engine=self.number, sha256=code, plan=plan)[0]["words"]
         except DeviceError as error:
             raise (refused(error.what) if error.name == "failed" else error) from error
-        self.environment = {**self.environment, **camera.described(plan["frame"][2], words)}
+        self._captured = {**self._captured, **camera.described(plan["frame"][2], words)}
 
     def stage_ms(self, last: int) -> Mapping[str, npt.NDArray[np.float64]]:
         """See `StagedRunner`; timed on the device."""

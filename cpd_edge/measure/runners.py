@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpd_edge.errors import ModelError, RuntimeMissing, UsageError
+from cpd_edge.measure.arithmetic import NAMES, computed_in
 from cpd_edge.measure.driver import find_gpu
 from cpd_edge.measure.environment import capture, device_name
 from cpd_edge.measure.inputs import RING, described, ring_of, settled_shape
@@ -45,6 +47,7 @@ class Kernel:
         order: place in the execution order.
         ms: its time in each run `[repeats]` [ms].
         nodes: names of the ONNX nodes in it, where the runtime says so.
+        precision: what it computes in (`fp32`, `int8`), where the runtime says so.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Kernel:
     order: int
     ms: npt.NDArray[np.float64]
     nodes: tuple[str, ...] = ()
+    precision: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,12 @@ class OnnxRunner:
         profile: switch the runtime's profiler on from the start, so that `kernels` needs no second load. Latencies
             then carry the profiler's cost, and the environment says so.
         sample_input: images `[n, ...]` to fill the ring with, drawn at random; else standard normal values.
-        precision: of the model, as the environment shall say it.
+        precision: what it shall compute in. The file decides, so `int8` is a quantised file; in half precision this
+            runtime has no kernels for a CPU. The environment says what the kernels really compute in.
         provider: what shall run it: `cpu`, `cuda`, `tensorrt`, or a provider's full name. A node that falls back to
             the CPU is an error.
 
     Attributes:
-        environment: device, runtime, provider really used, threads, shape, inputs and their range.
         load_ms: `first_load` and `first_inference`, apart.
 
     Raises:
@@ -120,7 +124,7 @@ class OnnxRunner:
             self._require_placed()
         self._bindings = self._bind(self._session)
         self._turn = 0
-        self.environment: Mapping[str, Any] = {
+        self._captured: Mapping[str, Any] = {
             **capture(
                 runtime_name(self._provider), self._ort.__version__, threads, batch,
                 self._inputs(self._session)[0].shape, precision, providers=self._session.get_providers(),
@@ -130,6 +134,11 @@ class OnnxRunner:
             **self._gpu(),
         }  # fmt: skip
         self.load_ms: Mapping[str, float] = {"first_load": first_load_ms, "first_inference": self._timed_ms()}
+
+    @cached_property
+    def environment(self) -> Mapping[str, Any]:
+        """Device, runtime, provider really used, precision of its kernels, threads, shape, inputs and their range."""
+        return {**self._captured, **computed_in((k.op, k.precision) for k in self.kernels(1))}
 
     def run(self) -> None:
         """One inference on the next input of the ring."""
@@ -298,6 +307,12 @@ def _refusals() -> tuple[type[Exception], ...]:
     return tuple(getattr(found, name) for name in (*names, "RuntimeException"))
 
 
+def _precision(args: Mapping[str, Any]) -> str:
+    """What a kernel computes in: the type of the first tensor that it reads."""
+    types = [kind for read in args.get("input_type_shape", ()) for kind in read]
+    return NAMES.get(types[0], "") if types else ""
+
+
 def _kernels(events: Sequence[Mapping[str, Any]], repeats: int) -> tuple[Kernel, ...]:
     """The last `repeats` runs of a profile as kernels.
 
@@ -316,7 +331,13 @@ def _kernels(events: Sequence[Mapping[str, Any]], repeats: int) -> tuple[Kernel,
         )
     ms = np.array([[n["dur"] for n in run] for run in found], np.float64) / 1e3  # [repeats, kernels]
     return tuple(
-        Kernel(node["name"].removesuffix(_KERNEL), node["args"]["op_name"], order, ms[:, order].copy())
+        Kernel(
+            node["name"].removesuffix(_KERNEL),
+            node["args"]["op_name"],
+            order,
+            ms[:, order].copy(),
+            precision=_precision(node["args"]),
+        )
         for order, node in enumerate(found[0])
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from cpd_edge.errors import UsageError
-from cpd_edge.measure.compiled_runner import OpenVinoRunner, openvino
+from cpd_edge.measure.compiled_runner import OpenVinoRunner, openvino, require_computes
 from cpd_edge.measure.device_stream import cuda_runtime
 from cpd_edge.measure.devices import LOCAL
 from cpd_edge.measure.driver import require_gpu
@@ -68,6 +68,15 @@ TITLES: Mapping[str, str] = {
 ON_CPU = ("onnxruntime", "openvino")
 """Those that need no GPU."""
 
+PRECISIONS: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": ("fp32", "int8"),
+    "openvino": ("fp32", "int8", "fp16", "bf16"),
+    "onnxruntime-cuda": ("fp32",),
+    "onnxruntime-tensorrt": ("fp32",),
+    TENSORRT: ("fp32", "tf32", "fp16", "int8", "int8+fp16"),
+}
+"""What engines of each runtime may compute in; of OpenVINO's, the CPU has its say too."""
+
 
 def model_runner(
     runtime: str,
@@ -86,7 +95,7 @@ def model_runner(
         threads: of one inference.
         batch: images per inference.
         profile: with the runtime's profiler on from the start, so that `kernels` needs fewer loads.
-        precision: of the model, as the environment shall say it.
+        precision: what it shall compute in; see `require_precision`.
 
     Raises:
         UsageError: an unknown runtime.
@@ -95,6 +104,25 @@ def model_runner(
     """
     require_runtime(runtime)
     return RUNNERS[runtime](model, threads=threads, batch=batch, profile=profile, precision=precision)
+
+
+def require_precision(precision: str, runtime: str) -> None:
+    """Refuses a precision that a runtime does not compute in, before any work.
+
+    Raises:
+        UsageError: says why, and what to give.
+    """
+    known = tuple(dict.fromkeys(name for names in PRECISIONS.values() for name in names))
+    if precision not in known:
+        raise UsageError(f"unknown precision {precision!r}", hint=f"give --precision {', '.join(known)}")
+    if precision not in PRECISIONS[runtime]:
+        why = ": it casts to fp32 and back" if runtime == "onnxruntime" else ""
+        raise UsageError(
+            f"{TITLES[runtime]} does not compute in {precision} here{why}",
+            hint=f"give --precision {' or '.join(PRECISIONS[runtime])}, or another --runtime",
+        )
+    if runtime == "openvino":
+        require_computes(precision)
 
 
 def require_known(runtime: str) -> None:
@@ -142,6 +170,6 @@ _NEEDS: Mapping[str, Callable[[], object]] = {
 }
 
 __all__ = [
-    "ON_CPU", "RUNNERS", "TENSORRT", "TITLES", "ModelRunner", "model_runner", "require_known",
-    "require_runtime",
+    "ON_CPU", "PRECISIONS", "RUNNERS", "TENSORRT", "TITLES", "ModelRunner", "model_runner", "require_known",
+    "require_precision", "require_runtime",
 ]  # fmt: skip

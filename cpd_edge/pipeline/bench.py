@@ -86,7 +86,8 @@ def bench(
             found, extra = measure(runner, engine.stem, protocol, quantile, progress=tell), {}
         else:
             with contextlib.closing(opened(against)) as reference:
-                both = compare(reference, runner, (against.stem, engine.stem), protocol, quantile, progress=tell)
+                names = (against.stem, engine.stem)  # an engine's precision is its own, as its file is
+                both = compare(reference, runner, names, protocol, quantile, progress=tell, across=("precision",))
             found, extra = both.b, _compared(engine, against, both, quantile)
         seen = observed(sensors, found, idle)
         if camera is not None:

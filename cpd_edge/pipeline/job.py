@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
 from torch import nn
 
 from cpd_edge import network as networks
@@ -31,6 +34,7 @@ from cpd_edge.measure.runtimes import ModelRunner
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
 from cpd_edge.pipeline.opening import open_model
+from cpd_edge.pipeline.precision import PARITY, calibration_images
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import (
     START,
@@ -107,16 +111,32 @@ class Job:
             store.write_with(saved, lambda path: networks.save(network, path))
         with self.stage("comb"):
             subject = Subject.of(
-                network, self.task.input_shape, self.request.threads, self.request.runtime, self.request.device
+                network,
+                self.task.input_shape,
+                self.request.threads,
+                self.request.runtime,
+                self.request.device,
+                self.request.precision,
+                self.images,
             )
             save_groups(self.run, subject)
+            if subject.quantiser is not None:
+                self.run.update(quantisation=subject.quantiser.to_json())
         if not (self.run / "dense.onnx").exists():
             with self.stage("deploy"):
-                self.ship("dense", subject.network)
+                self.ship("dense", subject, subject.network)
         return subject
 
-    def ship(self, name: str, network: Network) -> Parity:
+    @cached_property
+    def images(self) -> npt.NDArray[np.float32] | None:
+        """What INT8 is calibrated on."""
+        return calibration_images(self.task, self.request.seed) if self.request.precision.startswith("int8") else None
+
+    def ship(self, name: str, subject: Subject, network: Network) -> Parity:
         """Exports, refuses an engine that computes something else than torch, and writes NAME.onnx.
+
+        Where INT8 is shipped, what it is made of stays beside it as NAME-fp32.onnx, and must equal torch as any fp32
+        engine does: what the quantised one differs by is then rounding.
 
         Raises:
             ParityError: engine and torch differ by more than the tolerance on real inputs.
@@ -129,10 +149,20 @@ class Job:
             "input": json.dumps(self.task.data.contract()),
         }
         model = finish(export_onnx(network).model, provenance)
+        if subject.quantiser is None:
+            return self.shipped(name, network, model, self.request.precision)
+        self.shipped(f"{name}-fp32", network, model, "fp32")
+        assert self.images is not None
+        quantiser = subject.quantiser.recalibrated(model, self.images)
+        return self.shipped(name, network, quantiser.ship(model), self.request.precision)
+
+    def shipped(self, name: str, network: Network, model: onnx.ModelProto, precision: str) -> Parity:
+        """Holds an engine to torch and writes it."""
         data = bytes(model.SerializeToString())
         images, _ = next(iter(self.task.val_loader(32)))
-        with contextlib.closing(self.opened(data)) as runner:
-            parity = check_parity(network, runner.outputs, images, self.request.parity, name)
+        own = self.request.parity if precision == self.request.precision else None
+        with contextlib.closing(self.opened(data, precision)) as runner:
+            parity = check_parity(network, runner.outputs, images, own or PARITY[precision], name)
         store.write_bytes(self.run / f"{name}.onnx", data)
         return parity
 
@@ -168,19 +198,21 @@ class Job:
     @contextlib.contextmanager
     def engine(self, name: str) -> Iterator[ModelRunner]:
         """An engine of the run folder, ready to time."""
-        with contextlib.closing(self.opened(self.run / f"{name}.onnx")) as runner:
+        precision = "fp32" if name.endswith("-fp32") else self.request.precision
+        with contextlib.closing(self.opened(self.run / f"{name}.onnx", precision)) as runner:
             yield runner
 
-    def opened(self, model: Path | bytes) -> ModelRunner:
+    def opened(self, model: Path | bytes, precision: str) -> ModelRunner:
         """A model on the runtime that the run is for."""
-        return open_model(self.request.device, self.request.runtime, model, threads=self.request.threads)
+        asked = self.request
+        return open_model(asked.device, asked.runtime, model, threads=asked.threads, precision=precision)
 
     def window(
         self, candidate: bytes, protocol: Protocol, tell: Callable[[float, str], None], keep: bool
     ) -> aim.Window:
         """Times a candidate against the dense engine in ABBA blocks; keeps the raw samples if asked to."""
         budget = self.request.budget
-        with self.engine("dense") as a, contextlib.closing(self.opened(candidate)) as b:
+        with self.engine("dense") as a, contextlib.closing(self.opened(candidate, self.request.precision)) as b:
             found = compare(a, b, ("dense", "pruned"), protocol, budget.quantile, progress=tell)
         if keep:
             self.run.save_measurement(found.a)
@@ -189,6 +221,25 @@ class Job:
                 environment=found.b.environment, steady=found.a.steady and found.b.steady, stop=found.b.stop
             )
         return aim.judge(found, budget)
+
+    def gain(self) -> dict[str, Any]:
+        """What was gained over the dense network in fp32, by pruning and by the precision together.
+
+        The budget's own reference is the dense engine of the same precision; nothing is added where that is fp32.
+        """
+        budget, stored = self.request.budget, self.run / "dense-fp32.onnx"
+        if self.request.precision == "fp32":
+            return {}
+        dense = stored if stored.exists() else self.run / "dense.onnx"
+        with contextlib.closing(self.opened(dense, "fp32")) as a:
+            with self.stage("bench") as tell, self.engine("pruned") as b:
+                names, differ = ("dense-fp32", "pruned"), ("precision", "providers")
+                found = compare(a, b, names, QUICK, budget.quantile, progress=tell, across=differ)
+            metric = self.task.metric()
+            for images, targets in self.task.val_loader(128):
+                self.task.update(metric, torch.from_numpy(a.outputs(images.numpy())), targets)
+        latency = stats.quantile_interval(found.a.samples_ns / 1e6, budget.quantile)
+        return {"fp32": {"latency_ms": latency, "speedup": found.speedup, "metric": metric.compute()}}
 
     def reachable(self, subject: Subject, table: LatencyTable) -> None:
         """Refuses a budget that no plan meets before any training.
@@ -336,7 +387,7 @@ class Job:
             log = list(self.run.record.get("round_log", []))
             judged = None
             if not any(row.get("step") == index for row in log):
-                judged = self.judged(student)
+                judged = self.judged(subject, student)
                 window = judged[0]
                 if window.verdict == "PASS" or len(log) >= self.request.rounds:
                     return *judged, student
@@ -346,18 +397,18 @@ class Job:
                 log.append(row)
                 self.run.update(round_log=log)
             if len(log) >= self.request.rounds:
-                return *(judged or self.judged(student)), student
+                return *(judged or self.judged(subject, student)), student
             try:
                 student = self.step(index + 1, total, subject, table, student)
             except InfeasibleError as error:
                 self.run.update(reason=error.what, floor_ms=error.floor_ms, binding=error.binding)
-                return *(judged or self.judged(student)), student
+                return *(judged or self.judged(subject, student)), student
             index += 1
 
-    def judged(self, student: Student) -> tuple[aim.Window, Parity]:
+    def judged(self, subject: Subject, student: Student) -> tuple[aim.Window, Parity]:
         """Ships a student and times it by the full protocol."""
         with self.stage("deploy"):
-            parity = self.ship("pruned", student.network)
+            parity = self.ship("pruned", subject, student.network)
         with self.stage("bench") as tell:
             window = self.window((self.run / "pruned.onnx").read_bytes(), FULL, tell, keep=True)
         return window, parity

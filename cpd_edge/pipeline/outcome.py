@@ -118,7 +118,8 @@ def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
         name: {label: _supported(stats.quantile_interval(ms, q)) for label, q in QUANTILES.items()}
         for name, ms in samples.items()
     }
-    files = [f for f in ("dense.onnx", "pruned.onnx", "dense.pt2", "pruned.pt2") if (run / f).exists()]
+    engines = [f"{name}{kind}.onnx" for name in ("dense", "pruned") for kind in ("", "-fp32")]
+    files = [f for f in (*engines, "dense.pt2", "pruned.pt2") if (run / f).exists()]
     run.update(
         budget_ms=window.limit_ms,
         quantile=budget.quantile,
@@ -128,6 +129,8 @@ def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
         speedup=window.speedup,
         quantiles=quantiles,
         checks=checks,
+        precision=job.request.precision,
+        **job.gain(),
         hashes={f: hashlib.sha256((run / f).read_bytes()).hexdigest() for f in files},
         input=job.task.data.contract(),
         size_bytes={n: (run / f"{n}.onnx").stat().st_size for n in ("dense", "pruned")},
@@ -261,7 +264,7 @@ def _checks(
         (
             "engine equals torch",
             parity.max_rel <= parity.tolerance,
-            f"{parity.max_rel:.1e} of the largest output on {parity.inputs} images, tolerance {parity.tolerance:.0e}",
+            f"{parity.max_rel:.1e} of the largest output on {parity.inputs} images, tolerance {parity.tolerance:.2g}",
         ),
         ("interval inside its target", stop == INSIDE, stop),
         ("no trend while measuring", bool(job.run.record.get("steady")), "first third against last third"),

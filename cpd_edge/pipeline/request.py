@@ -11,7 +11,7 @@ from typing import Any
 
 from cpd_edge.errors import StoreError, UsageError
 from cpd_edge.measure.remote import require_device
-from cpd_edge.measure.runtimes import require_known
+from cpd_edge.measure.runtimes import require_known, require_precision
 from cpd_edge.types import Budget, Constraints
 
 LEAST = {
@@ -51,6 +51,7 @@ class Request:
         train: train the model on the data first, for models that come without weights.
         train_epochs: epochs of that training.
         device, runtime, threads: where and on what the engine runs.
+        precision: what both engines compute in; `int8` is quantised on training images.
         epochs: epochs of distillation in all; None: as many as show about 200,000 images, 3 to 30.
         steps: prunings, with distillation after each.
         batch: training batch; None: 16 to 128, as the training set is large.
@@ -59,7 +60,7 @@ class Request:
         calibration_batches: batches that scores and batch-norm statistics see.
         samples: networks measured for the table, at most.
         rounds: most build-and-measure rounds of the loop.
-        parity: largest difference of engine and torch, relative to the largest output.
+        parity: largest difference of engine and torch, relative to the largest output; None: what fits the precision.
         seed: of everything that is drawn.
         protect, min_width, multiple_of, heads, depth: see `Constraints`.
     """
@@ -76,6 +77,7 @@ class Request:
     device: str = "local"
     runtime: str = "onnxruntime"
     threads: int = 1
+    precision: str = "fp32"
     epochs: float | None = None
     steps: int = 2
     batch: int | None = None
@@ -86,7 +88,7 @@ class Request:
     calibration_batches: int = 16
     samples: int = 48
     rounds: int = 4
-    parity: float = 1e-4
+    parity: float | None = None
     seed: int = 0
     protect: tuple[str, ...] = ()
     min_width: int = 1
@@ -98,6 +100,7 @@ class Request:
     def __post_init__(self) -> None:
         require_known(self.runtime)
         require_device(self.device, self.runtime)
+        require_precision(self.precision, self.runtime)
         object.__setattr__(self, "protect", (self.protect,) if isinstance(self.protect, str) else tuple(self.protect))
         _ = self.constraints
         if self.score not in SCORES:
@@ -108,10 +111,10 @@ class Request:
                 raise UsageError(f"{name.replace('_', ' ')} of {value}: at least {least}", hint=_again(name, least))
         for name in ("lr", "temperature", "parity", "train_epochs"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(
                     f"{name.replace('_', ' ')} of {value}: it must be above 0",
-                    hint=_again(name, type(self).__dataclass_fields__[name].default),
+                    hint=_again(name, type(self).__dataclass_fields__[name].default or 1e-4),
                 )
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"alpha of {self.alpha}: it must lie between 0 and 1", hint=_again("alpha", 0.7))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from torch import nn
 
@@ -24,6 +25,7 @@ from cpd_edge.measure.environment import key as environment_key
 from cpd_edge.measure.runtimes import ON_CPU, TENSORRT, ModelRunner, model_runner
 from cpd_edge.network import Combed, Network, trace
 from cpd_edge.pipeline.opening import open_model
+from cpd_edge.pipeline.precision import Quantiser, noise, require_computed
 from cpd_edge.profile.regions import find_regions, signature
 from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable
@@ -47,6 +49,8 @@ class Subject:
         threads: threads of the engines that are made from it.
         runtime: what runs them.
         device: where.
+        precision: what they compute in.
+        quantiser: makes INT8 of them, where that is the precision.
     """
 
     combed: Combed
@@ -56,6 +60,8 @@ class Subject:
     _cutter: OnnxCutter | None
     runtime: str = "onnxruntime"
     device: str = "local"
+    precision: str = "fp32"
+    quantiser: Quantiser | None = None
 
     @classmethod
     def of(
@@ -65,8 +71,10 @@ class Subject:
         threads: int = 1,
         runtime: str = "onnxruntime",
         device: str = "local",
+        precision: str = "fp32",
+        images: npt.NDArray[Any] | None = None,
     ) -> Subject:
-        """Combs and exports a module.
+        """Combs and exports a module; for INT8, calibrates it on images `[n, ...]`, noise if None.
 
         Raises:
             ModelError: it cannot be exported.
@@ -80,7 +88,10 @@ class Subject:
         named = lowered if same else combed
         regions = find_regions(dense, value_layouts(named), {b.name: (b.first, b.last) for b in named.branches})
         true = same and cuts_truly(cutter, combed, runtime)
-        return cls(combed, dense, regions, threads, cutter if true else None, runtime, device)
+        quantiser = None
+        if precision.startswith("int8"):
+            quantiser = Quantiser.of(dense, noise(input_shape, 0) if images is None else images, runtime, device)
+        return cls(combed, dense, regions, threads, cutter if true else None, runtime, device, precision, quantiser)
 
     @property
     def network(self) -> Network:
@@ -103,13 +114,14 @@ class Subject:
 
     def build_plan(self, keep: Keep) -> bytes:
         """The ONNX of the network cut by a plan, with the dense network's weights."""
-        if self._cutter is not None:
-            return bytes(finish(self._cutter.cut(keep)).SerializeToString())
-        return bytes(finish(export_onnx(cut(self.combed, keep)).model).SerializeToString())
+        made = self._cutter.cut(keep) if self._cutter is not None else export_onnx(cut(self.combed, keep)).model
+        model = finish(made)
+        return bytes((self.quantiser.time(model) if self.quantiser else model).SerializeToString())
 
     def key(self) -> dict[str, Any]:
         """What a table of this subject belongs to: the environment it is measured in, and the model's signature."""
         with contextlib.closing(self.runner(self.build(self.widths))) as runner:
+            require_computed(runner.environment, self.precision)
             return {**environment_key(runner.environment), "signature": self.signature}
 
     def table(
@@ -133,14 +145,16 @@ class Subject:
             samples=samples,
             seed=seed,
             folder=folder,
-            isolated_seconds=0.0 if self.runtime == TENSORRT else ISOLATED_S,
+            isolated_seconds=0.0 if self.runtime == TENSORRT or self.quantiser is not None else ISOLATED_S,
             fresh=fresh,
             progress=progress,
         )
 
     def runner(self, model: bytes, profile: bool = False) -> ModelRunner:
         """An engine made from ONNX bytes."""
-        return open_model(self.device, self.runtime, model, threads=self.threads, profile=profile)
+        return open_model(
+            self.device, self.runtime, model, threads=self.threads, profile=profile, precision=self.precision
+        )
 
 
 def cuts_truly(cutter: OnnxCutter, combed: Combed, runtime: str = "onnxruntime") -> bool:

@@ -93,6 +93,7 @@ def profile(
     device: str,
     runtime: str = "onnxruntime",
     threads: int,
+    precision: str = "fp32",
     samples: int,
     seed: int,
     profiles: str | None,
@@ -100,10 +101,11 @@ def profile(
     progress: Progress,
 ) -> dict[str, Any]:
     """Measures, or finds, the latency table of a model and says how well it predicts; `fresh` measures it again."""
-    Request(model, "", Budget(speedup=2), device=device, runtime=runtime, threads=threads, samples=samples)
+    where = {"device": device, "runtime": runtime, "threads": threads, "precision": precision}
+    Request(model, "", Budget(speedup=2), samples=samples, **where)  # type: ignore[arg-type]
     require_runtime(runtime, device)
     progress("comb", 0.0, "")
-    subject = Subject.of(_model(model, input_shape, weights, num_classes), input_shape, threads, runtime, device)
+    subject = Subject.of(_model(model, input_shape, weights, num_classes), input_shape, **where)  # type: ignore[arg-type]
     progress("comb", 1.0, "")
     key = subject.key()
     folder = table_folder(Path(profiles) if profiles else tables_root(), key)

@@ -36,6 +36,8 @@ ELEMENTWISE = frozenset(
 )
 """Operators that join the region of what they read."""
 
+MARKS = frozenset(["QuantizeLinear", "DequantizeLinear"])
+"""Operators that convert between floats and integers."""
 CONVOLUTIONS = frozenset(["Conv", "ConvTranspose", "ConvInteger", "QLinearConv"])
 MATRIX = frozenset(["Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"])
 _BULKY = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH)
@@ -329,15 +331,22 @@ class Attribution:
     def adapted(self, model: onnx.ModelProto) -> Attribution:
         """The same regions in another build of the network, where generated names count differently.
 
-        Nodes are matched by place where all operators agree, else by the values that they make.
+        Nodes are matched by place where all operators agree, else by the values that they make. Of a quantised build,
+        what makes integers of a value belongs to what made it, and what makes floats to what reads them.
         """
-        nodes = list(model.graph.node)
+        nodes = [n for n in model.graph.node if n.op_type not in MARKS]
         if [n.op_type for n in nodes] == [op for op, _ in self.nodes]:
             homes: list[str | None] = [region for _, region in self.nodes]
         else:
             homes = [next((self.names[x] for x in (*n.output, n.name) if x in self.names), None) for n in nodes]
         pairs = [(node, home) for node, home in zip(nodes, homes, strict=True) if home is not None]
         names = {name: home for node, home in pairs for name in (*node.output, node_name(node)) if name}
+        readers = {name: home for node, home in reversed(pairs) for name in node.input}
+        for mark in (n for n in reversed(model.graph.node) if n.op_type in MARKS):
+            home = names.get(mark.input[0]) or readers.get(mark.output[0])
+            if home is not None:
+                names |= dict.fromkeys((node_name(mark), mark.output[0]), home)
+                readers.setdefault(mark.input[0], home)
         every = dict.fromkeys(self.names.values())
         return Attribution({**{name: name for name in every}, **names}, self.nodes, self.heads)
 
@@ -380,17 +389,17 @@ class Attribution:
     def times(self, kernels: Sequence[Kernel], quantile: float = 0.25) -> Times:
         """Time of every region, 0 where none of its kernels is left, and the rest that has no region.
 
-        Layout conversions carry no name: one to a runtime's own layout counts for the next region, one back for
-        the region before, and so do elementwise kernels of unknown name. A kernel's time is a low quantile of its
-        repeats, which interference does not reach. A kernel of several regions counts for their head, see `fused`;
-        where that was not said beforehand, for the first of them.
+        Layout conversions carry no name of the model's: one to a runtime's own layout counts for the next region, one
+        back for the region before, and so do elementwise kernels of unknown name; before all regions, for the first.
+        A kernel's time is a low quantile of its repeats, which interference does not reach. A kernel of several regions
+        counts for their head, see `fused`; where that was not said beforehand, for the first of them.
         """
         ordered = sorted(kernels, key=lambda k: k.order)
         held = self._held(ordered)
         home: list[str | None] = [self.heads.get(regions[0], regions[0]) if regions else None for regions in held]
         for i, kernel in enumerate(ordered):
             if home[i] is None and (_reorder(kernel) or kernel.op in ELEMENTWISE):
-                near = home[i + 1 :] if kernel.op == "ReorderInput" else home[:i][::-1]
+                near = home[i + 1 :] if kernel.op == "ReorderInput" else [*home[:i][::-1], *home[i + 1 :]]
                 home[i] = next((h for h in near if h is not None), None)
         names = dict.fromkeys(self.heads.get(name, name) for name in self.names.values())
         out, count = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
@@ -437,7 +446,9 @@ class Attribution:
 
 
 def _reorder(kernel: Kernel) -> bool:
-    return kernel.op in ("ReorderInput", "ReorderOutput")
+    """Whether a kernel only changes a layout for the runtime's sake."""
+    own = kernel.op == "Transpose" and re.fullmatch(r"Transpose(_token_\d+)?", kernel.name) is not None
+    return own or kernel.op in ("ReorderInput", "ReorderOutput")
 
 
 def attribute(

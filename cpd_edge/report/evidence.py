@@ -24,7 +24,8 @@ def accuracy(record: Record) -> Section:
     """The metric before and after with its interval, the classes that lost most, engine against torch."""
     share, blocks = share_metric(record), list[Block]()
     if record.number("metric_dense") is not None or record.number("metric_pruned") is not None:
-        rows = []
+        before = record.number("fp32", "metric")
+        rows = [] if before is None else [("dense, fp32", write.score(before, share), "", "")]
         for name in ("dense", "pruned"):
             interval = record.interval("metric_intervals", name)
             value = write.score(record.number(f"metric_{name}"), share)
@@ -53,7 +54,27 @@ def accuracy(record: Record) -> Section:
         ("inputs compared", write.count(parity.number("inputs"))),
         ("same decision", write.percent(agreement, 4)),
     )
+    blocks += facts("What it computes in", *precision(record))
     return Section("accuracy", "Accuracy", tuple(blocks))
+
+
+def precision(record: Record) -> tuple[tuple[str, str], ...]:
+    """Precision of both engines as their kernels tell it, how it was made, and the gain over the dense one in fp32."""
+    made, before, gain = (
+        record.at("quantisation"),
+        record.interval("fp32", "latency_ms"),
+        record.interval("fp32", "speedup"),
+    )
+    images = write.count(made.number("images")) if made else ""
+    bits = write.count(made.number("weight_bits")) if made else ""
+    return present(
+        ("precision", record.at("environment").text("precision")),
+        ("weighted layers", record.at("environment").text("layers")),
+        ("quantised by", f"{made.text('method')}, weights of {bits} bits" if made else ""),
+        ("calibration images", images),
+        ("dense engine in fp32", write.interval_ms(before) if before else ""),
+        ("speed-up over it", f"{write.ratio(gain.estimate)} {write.bounds(gain)}" if gain else ""),
+    )
 
 
 def _class(row: Record, share: bool) -> tuple[str, ...]:

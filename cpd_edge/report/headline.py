@@ -171,6 +171,7 @@ def meta(record: Record) -> tuple[tuple[str, str], ...]:
     pairs = (
         ("Device", env.text("device") or request.text("device")),
         ("Runtime", env.text("runtime") or request.text("runtime")),
+        ("Precision", env.text("precision") or request.text("precision")),
         ("Data", request.text("data")),
         ("Budget", requested(record)),
         ("Run", record.text("run")),
