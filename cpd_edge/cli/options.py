@@ -15,7 +15,9 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object on std
 Threads = Annotated[int, typer.Option("--threads", help="threads of the engine")]
 Device = Annotated[str, typer.Option("--device", help="where the engine runs")]
 Runtime = Annotated[str, typer.Option("--runtime", help="what runs the engine: onnxruntime or openvino")]
-Precision = Annotated[str, typer.Option("--precision", help="what the engine computes in: fp32, int8, fp16 or bf16")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="what the engine computes in: fp32, int8, or what else the runtime has")
+]
 Quantile = Annotated[float, typer.Option("--quantile", help="quantile of latency that the budget limits")]
 InputShape = Annotated[str, typer.Option("--input", help="shape of one input: channels,height,width")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of everything that is drawn")]
