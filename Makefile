@@ -65,6 +65,10 @@ kernels: $(VENV)/.all ## compile every CUDA kernel for every architecture: regis
 bench: $(VENV)/.all ## time the code itself (solver, statistics, report)
 	$(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only
 
+.PHONY: compare-solvers
+compare-solvers: $(VENV)/.all ## the exact choice beside the baselines on drawn problems: writes reports/solver
+	$(BIN)/python tests/benchmarks/solver_report.py
+
 $(VENV)/.coverage: $(VENV)/.all
 	@echo "installing Torch-Pruning and transformers into $(VENV)"
 	@$(TIMED) $(INSTALL) '.[cpu,zoo,dev,coverage]'

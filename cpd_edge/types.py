@@ -96,36 +96,6 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class Constraints:
-    """What a plan must respect beside the budget.
-
-    Attributes:
-        protect: shell patterns; groups whose name, or a tensor of which, matches stay whole.
-        min_width: fewest units that a group keeps, where it has as many.
-        multiple_of: widths are multiples of this, or dense; 1 leaves it to the measured table.
-        heads: `free`, or `equal` in all layers that have as many.
-        depth: whether branches may go whole.
-
-    Raises:
-        UsageError: a value that is none.
-    """
-
-    protect: tuple[str, ...] = ()
-    min_width: int = 1
-    multiple_of: int = 1
-    heads: str = "free"
-    depth: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("min_width", "multiple_of"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise UsageError(f"{flag} of {getattr(self, name)}: at least 1", hint=f"for example --{flag} 8")
-        if self.heads not in ("free", "equal"):
-            raise UsageError(f"heads {self.heads!r}", hint="give --heads free or --heads equal")
-
-
-@dataclass(frozen=True)
 class Limits:
     """Most that a plan may take beside its latency; None is no limit.
 
@@ -144,12 +114,49 @@ class Limits:
     size_mb: float | None = None
     memory_mb: float | None = None
 
+    @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return self != Limits()
+
     def __post_init__(self) -> None:
         for name, example in (("macs", "1e9"), ("params", "5e6"), ("size_mb", "20"), ("memory_mb", "16")):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 flag = f"--max-{name.replace('_', '-')}"
                 raise BudgetError(f"{flag} of {value}: it must be above 0", hint=f"for example {flag} {example}")
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a plan must respect beside the budget.
+
+    Attributes:
+        protect: shell patterns; groups whose name, or a tensor of which, matches stay whole.
+        min_width: fewest units that a group keeps, where it has as many.
+        multiple_of: widths are multiples of this, or dense; 1 leaves it to the measured table.
+        heads: `free`, or `equal` in all layers that have as many.
+        depth: whether branches may go whole.
+        limits: most of what is counted.
+
+    Raises:
+        UsageError: a value that is none.
+    """
+
+    protect: tuple[str, ...] = ()
+    min_width: int = 1
+    multiple_of: int = 1
+    heads: str = "free"
+    depth: bool = True
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        for name in ("min_width", "multiple_of"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise UsageError(f"{flag} of {getattr(self, name)}: at least 1", hint=f"for example --{flag} 8")
+        if self.heads not in ("free", "equal"):
+            raise UsageError(f"heads {self.heads!r}", hint="give --heads free or --heads equal")
 
 
 @dataclass(frozen=True)

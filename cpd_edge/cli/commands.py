@@ -20,6 +20,10 @@ from cpd_edge.cli.options import (
     Device,
     InputShape,
     Json,
+    MaxMacs,
+    MaxMemoryMb,
+    MaxParams,
+    MaxSizeMb,
     Model,
     NumClasses,
     Precision,
@@ -37,7 +41,7 @@ from cpd_edge.cli.table_commands import register as register_tables
 from cpd_edge.cli.text import comb_text, doctor_text, gpu_text, profile_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError
-from cpd_edge.types import EXIT_CODES, Budget
+from cpd_edge.types import EXIT_CODES, Budget, Limits
 
 CRASHED = 70
 """Exit code of an error that nobody foresaw (`EX_SOFTWARE` of sysexits): 1 is a verdict."""
@@ -93,6 +97,13 @@ def prune(
     multiple_of: Annotated[int, typer.Option(help="widths are multiples of this, or dense")] = 1,
     heads: Annotated[str, typer.Option(help="heads of an attention: free, or equal in all layers")] = "free",
     depth: Annotated[bool, typer.Option("--depth/--no-depth", help="whether branches may go whole")] = True,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    max_size_mb: MaxSizeMb = None,
+    max_memory_mb: MaxMemoryMb = None,
+    refine: Annotated[
+        int, typer.Option(help="best plans that each choice tries on calibration data; 1: the solver's own is taken")
+    ] = 1,
     profiles: Annotated[str | None, typer.Option(help="folder of measured tables")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
@@ -100,6 +111,9 @@ def prune(
 ) -> None:
     """Prune MODEL to a latency budget, distil, build, measure, report."""
     with told(as_json) as (say, progress):
+        limits = Limits(max_macs, max_params, max_size_mb, max_memory_mb)
+        if limits.any and budget_ms is None and speedup is None:
+            speedup = 1.0  # no slower than it is
         limit = Budget(budget_ms, speedup, quantile, tolerance)
         if resume and out is None:
             from cpd_edge.errors import StoreError
@@ -139,6 +153,11 @@ def prune(
             multiple_of=multiple_of,
             heads=heads,
             depth=depth,
+            max_macs=max_macs,
+            max_params=max_params,
+            max_size_mb=max_size_mb,
+            max_memory_mb=max_memory_mb,
+            refine=refine,
             profiles=profiles or str(tables_root()),
         )
         folder = out or new_folder(model)

@@ -24,6 +24,12 @@ Seed = Annotated[int, typer.Option("--seed", help="seed of everything that is dr
 NumClasses = Annotated[int | None, typer.Option("--num-classes", help="outputs of the model's head")]
 BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")]
 Speedup = Annotated[float | None, typer.Option("--speedup", help="limit as a speed-up over the dense engine")]
+MaxMacs = Annotated[float | None, typer.Option("--max-macs", help="most multiply-accumulates of one image")]
+MaxParams = Annotated[float | None, typer.Option("--max-params", help="most parameters")]
+MaxSizeMb = Annotated[float | None, typer.Option("--max-size-mb", help="largest ONNX file [10^6 bytes]")]
+MaxMemoryMb = Annotated[
+    float | None, typer.Option("--max-memory-mb", help="most activations alive at once, of one image [10^6 bytes]")
+]
 
 
 def shape(text: str, example: str = "--input 3,224,224") -> tuple[int, ...]:
@@ -37,3 +43,13 @@ def shape(text: str, example: str = "--input 3,224,224") -> tuple[int, ...]:
     if len(found) < 1 or min(found) < 1:
         raise UsageError(f"input shape {text!r}", hint=f"for example {example}")
     return found
+
+
+def numbers(text: str | None, example: str) -> tuple[float, ...]:
+    """`1.5,2,3` as numbers; nothing where nothing is given."""
+    from cpd_edge.errors import UsageError
+
+    try:
+        return tuple(float(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        raise UsageError(f"{text!r} is no list of numbers", hint=f"for example {example}") from None

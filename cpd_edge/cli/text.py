@@ -91,8 +91,41 @@ def solve_text(r: dict[str, Any]) -> str:
     return (
         f"predicted {r['predicted_ms']:.4g} ms for a limit of {r['limit_ms']:.4g} ms; objective {r['objective']:.4g}, "
         f"bound {r['bound']:.4g}, gap {r['gap']:.2%}, {r['seconds']:.2f} s; "
-        f"{r['macs_ratio']:.2f} x fewer MACs\n{widths}"
+        f"{r['macs_ratio']:.2f} x fewer MACs\n{''.join(map(_limit_line, r['limits']))}{widths}"
     )
+
+
+def _limit_line(row: dict[str, Any]) -> str:
+    """A resource beside latency: what the plan takes of it."""
+    numbers = (
+        f"{row[k] / 1e6:.4g} MB" if row["unit"] == "bytes" else f"{row[k]:.4g}" for k in ("used", "limit", "dense")
+    )
+    return "{}: {} of {} allowed, {} when dense\n".format(row["name"], *numbers)
+
+
+def strategies_text(r: dict[str, Any]) -> str:
+    """Strategies side by side, a block for each budget."""
+    lines = [f"dense {r['dense_ms']:.4g} ms on the table; importance by {r['score']}"]
+    limit = None
+    for row in r["rows"]:
+        if row["limit_ms"] != limit:
+            limit = row["limit_ms"]
+            aim = f", {row['speedup']:g} x faster" if row["speedup"] else ""
+            lines += [f"limit {limit:.4g} ms{aim}", _strategy_line("strategy", "objective", "predicted", "measured")]
+        if "infeasible" in row:
+            lines.append(f"  {row['strategy']:<10}{row['infeasible']}")
+            continue
+        fewer = f"{row['macs_ratio']:.2f} x fewer MACs"
+        measured = span(row["measured_ms"]) if "measured_ms" in row else "not measured"
+        speed = f"speed-up {span(row['measured_speedup'], 'x')}, with " if "measured_ms" in row else ""
+        proof = f"; gap {row['gap']:.2%}" if row["gap"] is not None else ""
+        named = (row["strategy"], f"{row['objective']:.5g}", f"{row['predicted_ms']:.4g} ms", measured)
+        lines.append(f"{_strategy_line(*named)}  {speed}{fewer}{proof}")
+    return "\n".join(lines)
+
+
+def _strategy_line(strategy: str, objective: str, predicted: str, measured: str) -> str:
+    return f"  {strategy:<10}{objective:>11}{predicted:>12}  {measured:<28}"
 
 
 def bench_text(r: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ from cpd_edge.measure.runtimes import ModelRunner
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
 from cpd_edge.pipeline.opening import open_model
+from cpd_edge.pipeline.plans import on_device, plan_for, plans_for
 from cpd_edge.pipeline.precision import PARITY, calibration_images
+from cpd_edge.pipeline.quantities import counted, eased
+from cpd_edge.pipeline.refine import refined
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import (
     START,
@@ -44,8 +48,6 @@ from cpd_edge.pipeline.steps import (
     cut_student,
     importance_of,
     load_student,
-    on_device,
-    plan_for,
     plan_from_json,
     save_student,
     teach,
@@ -53,7 +55,7 @@ from cpd_edge.pipeline.steps import (
 )
 from cpd_edge.pipeline.subject import Subject, save_groups
 from cpd_edge.profile.table import LatencyTable, table_folder
-from cpd_edge.types import Importance, Interval, Plan
+from cpd_edge.types import Constraints, Importance, Interval, Plan
 
 QUICK = Protocol(limit_s=6.0, target=0.01)
 """Protocol of the rounds of the loop."""
@@ -178,7 +180,8 @@ class Job:
         interval = outcome.interval_from(self.run.record["dense_latency_ms"])
         limit_ms = aim.limit_of(budget, interval)
         met = budget.speedup <= 1 if budget.speedup is not None else interval.high <= limit_ms
-        if not met:
+        limits = counted(subject, self.request.constraints.limits)
+        if not met or any(quantity.at(subject.widths) > most for quantity, most in limits):
             return None
         return aim.Window(interval, interval, Interval(1.0, 1.0, 1.0, interval.n), limit_ms, "PASS")
 
@@ -281,8 +284,7 @@ class Job:
             delta_ms = aim.learned_delta(row["delta_ms"] for row in log)
             target_ms = aim.table_limit_ms(limit_ms, pace, delta_ms)
             try:
-                with self.stage("solve"):
-                    plan = plan_for(subject, table, importance, target_ms, student, self.request.constraints)
+                plan = self.chosen(subject, table, importance, target_ms, student, self.request.constraints)
             except InfeasibleError as error:
                 if not any(t.passed for t in trials):
                     aimed_ms = limit_ms * aim.AIM
@@ -305,7 +307,32 @@ class Job:
             return trials[-1].plan
         delta_ms = aim.learned_delta(row["delta_ms"] for row in log)
         target_ms = aim.table_limit_ms(limit_ms, pace, delta_ms)
-        return plan_for(subject, table, importance, target_ms, student, self.request.constraints)
+        return self.chosen(subject, table, importance, target_ms, student, self.request.constraints)
+
+    def chosen(
+        self,
+        subject: Subject,
+        table: LatencyTable,
+        importance: Importance,
+        limit_ms: float,
+        student: Student | None,
+        constraints: Constraints,
+    ) -> Plan:
+        """The solver's plan, or where several are asked for the one of least loss on calibration data.
+
+        Raises:
+            InfeasibleError: no plan meets the limits.
+        """
+        asked = (subject, table, importance, limit_ms, student, constraints)
+        if self.request.refine == 1:
+            with self.stage("solve"):
+                return plan_for(*asked)
+        with self.stage("solve"):
+            plans = plans_for(*asked, self.request.refine)
+        with self.stage("refine") as tell:
+            plan, tried = refined(subject, student, plans, self.task, self.request, tell)
+        self.run.update(refined=[*self.run.record.get("refined", []), tried])
+        return plan
 
     def near(self, trial: Trial) -> bool:
         """Whether a trial passed and its upper bound is within the budget's tolerance."""
@@ -353,19 +380,19 @@ class Job:
         importance: Importance,
         student: Student | None,
     ) -> Plan:
-        """A plan on the way: limits shrink geometrically from where the run begins to the budget."""
+        """A plan on the way: limits shrink geometrically from where the run begins to what is asked for."""
         dense_ms = table.predict(subject.widths)
         first_ms = self.start.plan.predicted_ms if self.start else dense_ms
         dense = outcome.interval_from(self.run.record["dense_latency_ms"])
         last_ms = aim.table_limit_ms(aim.limit_of(self.request.budget, dense), dense.estimate / dense_ms, 0.0)
         share = (index + 1) / total
         target_ms, pace = first_ms ** (1 - share) * last_ms**share, dense.estimate / dense_ms
-        with self.stage("solve"):
-            try:
-                return plan_for(subject, table, importance, target_ms, student, self.request.constraints)
-            except InfeasibleError as error:
-                aimed_ms = last_ms * pace
-                raise on_device(error, subject.regions, subject.widths, pace, aimed_ms, 0.0) from error
+        given = self.request.constraints
+        constraints = replace(given, limits=eased(subject, given.limits, share)) if given.limits.any else given
+        try:
+            return self.chosen(subject, table, importance, target_ms, student, constraints)
+        except InfeasibleError as error:
+            raise on_device(error, subject.regions, subject.widths, pace, last_ms * pace, 0.0) from error
 
     def epochs(self, index: int, total: int) -> float:
         """Epochs of one step: the last one gets most, an extra round after it a quarter of that."""

@@ -21,6 +21,7 @@ from cpd_edge.measure.protocol import INSIDE
 from cpd_edge.measure.runtimes import TITLES
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.aim import Window
+from cpd_edge.pipeline.quantities import FILE_SIZE, counted, macs
 from cpd_edge.pipeline.steps import Student
 from cpd_edge.pipeline.subject import Subject, comb_record
 from cpd_edge.profile.regions import Attribution
@@ -204,17 +205,8 @@ def _ratios(subject: Subject, student: Student) -> dict[str, Any]:
 
 
 def macs_at(regions: tuple[Region, ...], widths: Widths) -> int:
-    """Multiply-accumulates of one image at some widths: each region's in proportion to its weight."""
-    total = 0.0
-    for region in regions:
-        if not all(widths.get(branch, 1) for branch in region.within):
-            continue
-        dims = region.weight or (region.writes,)
-        share = 1.0
-        for dim in dims:
-            share *= size(dim, widths) / max(dim.extent, 1)
-        total += region.dense_macs * share
-    return round(total)
+    """Multiply-accumulates of one image at some widths."""
+    return round(macs(regions).at(widths))
 
 
 def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> dict[str, Any]:
@@ -271,6 +263,11 @@ def _checks(
         ("optimal plan", plan.gap <= 1e-3, f"gap {plan.gap:.2%} of the objective, solved in {plan.seconds:.2f} s"),
         ("table predicts", median <= 0.05, f"held-out plans: median error {median:.1%}, 90 % within {most:.1%}"),
     ]
+    for quantity, most in counted(subject, job.request.constraints.limits):
+        used = quantity.at(plan.widths) if quantity.name != FILE_SIZE else (job.run / "pruned.onnx").stat().st_size
+        dense = quantity.at(subject.widths)
+        detail = f"{used:,.0f} {quantity.unit}".strip() + f" of {most:,.0f} allowed, {dense:,.0f} when dense"
+        rows.append((f"{quantity.name} inside its limit", used <= most, detail))
     if gap is not None:
         rows.append(("cut equals masked", gap < 1e-5, f"differ by {gap:.1e} of the largest output, in float64"))
     return [{"name": n, "passed": ok, "detail": detail} for n, ok, detail in rows]

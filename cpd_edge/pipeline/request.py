@@ -12,11 +12,11 @@ from typing import Any
 from cpd_edge.errors import StoreError, UsageError
 from cpd_edge.measure.remote import require_device
 from cpd_edge.measure.runtimes import require_known, require_precision
-from cpd_edge.types import Budget, Constraints
+from cpd_edge.types import Budget, Constraints, Limits
 
 LEAST = {
     "threads": 1, "steps": 1, "batch": 1, "calibration_batches": 1, "samples": 8, "rounds": 1, "num_classes": 1,
-    "image_size": 1, "seed": 0,
+    "image_size": 1, "seed": 0, "refine": 1,
 }  # fmt: skip
 """Smallest value of each setting that is a number of things."""
 
@@ -63,6 +63,8 @@ class Request:
         parity: largest difference of engine and torch, relative to the largest output; None: what fits the precision.
         seed: of everything that is drawn.
         protect, min_width, multiple_of, heads, depth: see `Constraints`.
+        max_macs, max_params, max_size_mb, max_memory_mb: see `Limits`.
+        refine: how many of the best plans are tried on calibration data in each choice; 1: the solver's own is taken.
     """
 
     model: str
@@ -95,12 +97,22 @@ class Request:
     multiple_of: int = 1
     heads: str = "free"
     depth: bool = True
+    max_macs: float | None = None
+    max_params: float | None = None
+    max_size_mb: float | None = None
+    max_memory_mb: float | None = None
+    refine: int = 1
     profiles: str = field(default_factory=lambda: str(tables_root()))
 
     def __post_init__(self) -> None:
         require_known(self.runtime)
         require_device(self.device, self.runtime)
         require_precision(self.precision, self.runtime)
+        if self.precision != "fp32" and (self.max_size_mb is not None or self.max_memory_mb is not None):
+            raise UsageError(
+                f"bytes are counted for fp32 only, and the precision is {self.precision}",
+                hint="limit --max-params in place of --max-size-mb and --max-memory-mb",
+            )
         object.__setattr__(self, "protect", (self.protect,) if isinstance(self.protect, str) else tuple(self.protect))
         _ = self.constraints
         if self.score not in SCORES:
@@ -124,7 +136,8 @@ class Request:
     @property
     def constraints(self) -> Constraints:
         """What a plan must respect beside the budget."""
-        return Constraints(self.protect, self.min_width, self.multiple_of, self.heads, self.depth)
+        limits = Limits(self.max_macs, self.max_params, self.max_size_mb, self.max_memory_mb)
+        return Constraints(self.protect, self.min_width, self.multiple_of, self.heads, self.depth, limits)
 
     def to_json(self) -> dict[str, Any]:
         """Flat, with the budget's parts beside the rest."""

@@ -5,8 +5,8 @@ Every step's plan and every step's network is a file, so an interrupted run goes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,14 @@ from cpd_edge import store
 from cpd_edge.cut import cut, expand, in_own_coordinates
 from cpd_edge.distil.judge import recalibrate
 from cpd_edge.distil.train import distil
-from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
-from cpd_edge.layout import Widths, axes
 from cpd_edge.network import Combed, Network
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.subject import Subject
-from cpd_edge.profile.table import LatencyTable
 from cpd_edge.score.importance import magnitude, taylor
-from cpd_edge.solve.constraints import allowed, tied, ties, untied
-from cpd_edge.solve.milp import solve
-from cpd_edge.solve.pose import plan_from, problem_from
-from cpd_edge.types import Constraints, Groups, Importance, Plan, Region
+from cpd_edge.types import Importance, Plan
 
 Progress = Callable[[str, float, str], None]
-
-TRUST = 0.4
-"""Least share of a group's units that one step leaves."""
 
 START = "start"
 """Name of the student that a run begins with, where it begins with one."""
@@ -78,83 +69,6 @@ class Trial:
     def passed(self) -> bool:
         """Whether it was inside the budget."""
         return bool(self.row["verdict"] == "PASS")
-
-
-def plan_for(
-    subject: Subject,
-    table: LatencyTable,
-    importance: Importance,
-    limit_ms: float,
-    student: Student | None,
-    constraints: Constraints,
-) -> Plan:
-    """The best plan inside a limit in the table's milliseconds, nested in the student's own.
-
-    Scores hold near the network that they were taken on, so a step leaves each group `TRUST` of its units, unless
-    the limit asks for more.
-
-    Raises:
-        InfeasibleError: no plan meets the limit.
-    """
-    at_most = student.plan.widths if student else subject.widths
-    near = {name: max(1, round(n * TRUST)) for name, n in at_most.items() if subject.widths[name] > 1}
-    try:
-        return best_plan(table, importance, limit_ms, subject.combed.groups, constraints, at_most, near)
-    except InfeasibleError:
-        return best_plan(table, importance, limit_ms, subject.combed.groups, constraints, at_most)
-
-
-def best_plan(
-    table: LatencyTable,
-    importance: Importance,
-    limit_ms: float,
-    groups: Groups,
-    constraints: Constraints,
-    at_most: Widths | None = None,
-    at_least: Widths | None = None,
-) -> Plan:
-    """The best plan inside a limit in the table's milliseconds, under a user's constraints.
-
-    Raises:
-        InfeasibleError: no plan meets the limit.
-        UsageError: a constraint names nothing.
-    """
-    importance = allowed(importance, groups, constraints)
-    least = {
-        g: max((at_least or {}).get(g, 1), constraints.min_width) for g, v in importance.by_group.items() if len(v) > 1
-    }
-    posed = problem_from(
-        table, importance, limit_ms, at_most=at_most, at_least=least, multiple_of=constraints.multiple_of
-    )
-    classes = ties(groups, constraints)
-    found = solve(tied(posed, classes), time_limit_s=20)
-    return plan_from(replace(found, widths=untied(found.widths, classes)), importance, limit_ms)
-
-
-def on_device(
-    error: InfeasibleError, regions: Sequence[Region], widths: Widths, pace: float, limit_ms: float, delta_ms: float
-) -> InfeasibleError:
-    """The same error in the device's milliseconds, with the groups that its regions belong to.
-
-    Args:
-        error: as the solver raised it, in the table's milliseconds.
-        regions: the network's regions.
-        widths: units by group.
-        pace: the device's milliseconds over the table's.
-        limit_ms: what was to be reached on the device [ms].
-        delta_ms: what builds took beyond their prediction so far, in the table's milliseconds.
-    """
-    held = [region for name in error.binding for region in regions if region.name == name]
-    groups = tuple(dict.fromkeys(a for r in held for a in axes(r.reads, r.writes, *r.weight) if a in widths))
-    floor_ms = (error.floor_ms + delta_ms) * pace
-    return InfeasibleError(
-        f"no plan reaches {limit_ms:.4g} ms: the fastest is predicted at {floor_ms:.4g} ms, "
-        f"held up by the groups {', '.join(groups) or '(none: no width changes it)'}, "
-        f"most of all in {', '.join(r.fqn or r.name for r in held)}",
-        floor_ms=floor_ms,
-        binding=groups or error.binding,
-        hint=f"ask for --budget-ms {floor_ms * 1.05:.4g} or more",
-    )
 
 
 def importance_of(subject: Subject, student: Student | None, task: Task, request: Request) -> Importance:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cpd_edge.cut import cut
 from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish, value_layouts
 from cpd_edge.deploy.parity import check_parity
 from cpd_edge.errors import CpdError
-from cpd_edge.layout import Keep, Widths
+from cpd_edge.layout import Keep, Layout, Widths
 from cpd_edge.measure.environment import key as environment_key
 from cpd_edge.measure.runtimes import ON_CPU, TENSORRT, ModelRunner, model_runner
 from cpd_edge.network import Combed, Network, trace
@@ -51,6 +51,7 @@ class Subject:
         device: where.
         precision: what they compute in.
         quantiser: makes INT8 of them, where that is the precision.
+        layouts: of parameters and values, by the names that `dense_onnx` has for them.
     """
 
     combed: Combed
@@ -62,6 +63,7 @@ class Subject:
     device: str = "local"
     precision: str = "fp32"
     quantiser: Quantiser | None = None
+    layouts: Mapping[str, tuple[Layout, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -86,12 +88,14 @@ class Subject:
         cutter = OnnxCutter(exported.model, lowered)
         dense = finish(exported.model)
         named = lowered if same else combed
-        regions = find_regions(dense, value_layouts(named), {b.name: (b.first, b.last) for b in named.branches})
+        layouts = value_layouts(named)
+        regions = find_regions(dense, layouts, {b.name: (b.first, b.last) for b in named.branches})
         true = same and cuts_truly(cutter, combed, runtime)
         quantiser = None
         if precision.startswith("int8"):
             quantiser = Quantiser.of(dense, noise(input_shape, 0) if images is None else images, runtime, device)
-        return cls(combed, dense, regions, threads, cutter if true else None, runtime, device, precision, quantiser)
+        used = cutter if true else None
+        return cls(combed, dense, regions, threads, used, runtime, device, precision, quantiser, layouts)
 
     @property
     def network(self) -> Network:

@@ -1,4 +1,4 @@
-"""The parts of the main job, each on its own: comb, profile, solve. They return what `--json` prints."""
+"""The parts of the main job, each on its own: comb, profile. They return what `--json` prints."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from cpd_edge import network as networks
-from cpd_edge import store
 from cpd_edge.comb import comb as comb_module
-from cpd_edge.errors import DataError, InfeasibleError, UsageError
+from cpd_edge.errors import UsageError
 from cpd_edge.intake.models import load_model
 from cpd_edge.measure.runners import onnxruntime
 from cpd_edge.measure.runtimes import require_runtime
-from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.draw import check_place, write_drawing
-from cpd_edge.pipeline.outcome import interval_from, macs_at
 from cpd_edge.pipeline.request import Request, tables_root
-from cpd_edge.pipeline.steps import best_plan, on_device, scores
 from cpd_edge.pipeline.subject import Subject, comb_record
 from cpd_edge.pipeline.verify import Verification, prunable_fraction, verify
 from cpd_edge.profile.sample import reusable
-from cpd_edge.profile.table import LatencyTable, table_folder
+from cpd_edge.profile.table import table_folder
 from cpd_edge.types import Budget
 
 Progress = Callable[[str, float, str], None]
@@ -130,48 +125,4 @@ def profile(
     }
 
 
-def solve(folder: Path, budget: Budget | None) -> dict[str, Any]:
-    """Solves a run's own table again, for its own budget or another, on the dense network's scores."""
-    from cpd_edge.intake.tasks import load_task
-
-    run = store.Run(folder)
-    request = Request.from_json(run.record["request"])
-    if not (run / "table.json").exists():
-        raise DataError(
-            f"{folder} has no table yet", hint="let the run finish its profile: cpd-edge prune ... --resume"
-        )
-    table = LatencyTable.load(run / "table.json")
-    network = networks.load(run / "dense.pt2")
-    combed = comb_module(network, network.input_shape)
-    groups = combed.groups
-    task = None
-    if request.score != "magnitude":
-        task = load_task(
-            request.data,
-            seed=request.seed,
-            image_size=request.image_size,
-            data_root=Path(request.data_root) if request.data_root else None,
-        )
-    importance = scores(combed, task, request)
-    limit_of = budget or request.budget
-    dense = interval_from(run.record["dense_latency_ms"])
-    pace = dense.estimate / table.predict(groups.widths)
-    limit_ms = aim.limit_of(limit_of, dense)
-    try:
-        plan = best_plan(table, importance, limit_ms / pace, groups, request.constraints)
-    except InfeasibleError as error:
-        raise on_device(error, table.regions, groups.widths, pace, limit_ms, 0.0) from error
-    macs = [macs_at(table.regions, w) for w in (groups.widths, plan.widths)]
-    return {
-        "limit_ms": limit_ms,
-        "predicted_ms": plan.predicted_ms * pace,
-        "objective": plan.objective,
-        "bound": plan.bound,
-        "gap": plan.gap,
-        "seconds": plan.seconds,
-        "macs_ratio": macs[0] / max(macs[1], 1),
-        "widths": {name: (n, plan.widths.get(name, n)) for name, n in groups.widths.items()},
-    }
-
-
-__all__ = ["comb", "profile", "solve"]
+__all__ = ["comb", "profile"]

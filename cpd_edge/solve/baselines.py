@@ -15,7 +15,7 @@ import numpy as np
 from cpd_edge.solve.milp import reach
 from cpd_edge.solve.problem import Floats, Ints, Problem, Solution, solution
 
-NETADAPT_STEPS = 40
+NETADAPT_STEPS = 100
 """Iterations in which NetAdapt goes from dense to the limit, where its cuts are as small as it asks for."""
 
 

@@ -98,12 +98,13 @@ def _error(problem: Problem, resource: Resource, least: Solution, others: tuple[
     worst = tuple(sorted(shares, key=lambda name: -shares[name])[:SHOWN])
     named = ", ".join(f"{name} ({resource.said(shares[name])})" for name in worst)
     reached = least.used[resource.name]
-    what = "the fastest is predicted at" if resource.name == LATENCY else f"the least {resource.name} is"
+    what = "the fastest is predicted at" if resource.unit == "ms" else "the least of all is"
+    where = f" on {resource.name}" if resource.unit == "ms" and resource.name != LATENCY else ""
     beside = "".join(f" beside {o.name} of {o.said(o.limit)}" for o in others)
     flag = FLAGS.get(resource.name)
     more = resource.typed(reached * 1.05)
     return InfeasibleError(
-        f"no plan reaches {resource.said(resource.limit)}{beside}: {what} {resource.said(reached)}, "
+        f"no plan reaches {resource.said(resource.limit)}{where}{beside}: {what} {resource.said(reached)}, "
         f"held up by {named or 'what no width changes'}",
         floor_ms=least.latency_ms,
         binding=worst,

@@ -23,7 +23,7 @@ from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.pipeline import engines, opening
 from cpd_edge.pipeline.opening import engine_of, open_model
-from cpd_edge.pipeline.steps import best_plan
+from cpd_edge.pipeline.plans import best_plans, posed
 from cpd_edge.pipeline.subject import Subject
 from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable
@@ -74,7 +74,8 @@ def test_a_profile_becomes_a_table_and_a_plan(subject: Subject, cuda: ComputingC
     assert table.report()["holdout_median_error"] < 0.02
     dense_ms = latency_ms(subject.build(subject.widths))
     importance = Importance({name: np.ones(n) for name, n in subject.widths.items()})
-    plan = best_plan(table, importance, 0.6 * dense_ms, subject.combed.groups, Constraints())
+    where = posed(table, importance, 0.6 * dense_ms, subject.combed.groups, Constraints())
+    (plan,) = best_plans(where, 1)
     true_ms = latency_ms(subject.build_plan(plan.kept))
     assert true_ms == pytest.approx(plan.predicted_ms, rel=0.05)
     assert true_ms < 0.65 * dense_ms

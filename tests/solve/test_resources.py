@@ -123,7 +123,7 @@ def test_a_limit_below_its_own_floor_is_named_alone() -> None:
     """Of several limits the one that no plan meets is named, with its exact floor and what to type."""
     problem = drawn(1)
     least = min(problem.used(c)["parameters"] for c in choices(problem))
-    with pytest.raises(InfeasibleError, match="the least parameters is") as caught:
+    with pytest.raises(InfeasibleError, match="the least of all is") as caught:
         solve(problem.limited(np.inf, np.inf, 0.9 * least, np.inf))
     assert (caught.value.resource, caught.value.beside) == ("parameters", ())
     assert caught.value.floor == pytest.approx(least, rel=1e-9)

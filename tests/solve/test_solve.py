@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy import optimize
+from solve.families import FAMILIES, drawn
 
 from cpd_edge.errors import BudgetError, InfeasibleError, TableError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, size
@@ -19,37 +20,6 @@ from cpd_edge.solve.milp import solve
 from cpd_edge.solve.pose import candidate_widths, losses, plan_from, problem_from
 from cpd_edge.solve.problem import Concat, Problem, RegionCost, latency
 from cpd_edge.types import Importance, Region
-
-FAMILIES = ("equal", "launch", "staircase", "noisy")
-
-
-def drawn(family: str, seed: int, *, groups: int = 4, concat: bool = True) -> Problem:
-    """A chain of groups with a skip region, and a region that reads two groups and writes a third."""
-    rng = np.random.default_rng(seed)
-    names = [f"g{i}" for i in range(groups)]
-    units = {g: int(rng.integers(6, 65)) for g in names}
-    candidates = {g: candidate_widths(1, n, int(rng.integers(3, 6))) for g, n in units.items()}
-    loss = {g: losses(rng.lognormal(0, 1, n), candidates[g]) for g, n in units.items()}
-    pairs = [(names[i], names[i + 1]) for i in range(groups - 1)] + [(names[0], names[-1])]
-
-    def cost(name: str, *over: str) -> RegionCost:
-        axes_ = np.ix_(*(candidates[g].astype(float) for g in over))
-        if family == "staircase":
-            axes_ = tuple(16 * np.ceil(a / 16) for a in axes_)
-        read = sum(axes_[:-1], np.zeros(1)) if len(over) > 1 else 1.0
-        ms = 0.001 * read * axes_[-1] * (1.0 if family == "equal" else rng.uniform(0.3, 3))
-        if family != "equal":
-            ms = ms + rng.uniform(0.1, 1)
-        if family == "noisy":
-            ms = ms * rng.uniform(0.8, 1.2, ms.shape)
-        return RegionCost(name, over, np.broadcast_to(ms, [len(candidates[g]) for g in over]).copy())
-
-    costs = [cost(f"r{i}", a, b) for i, (a, b) in enumerate(pairs)] + [cost("stem", names[0])]
-    if concat:
-        costs.append(cost("cat", names[0], names[1], names[2]))
-    problem = Problem(candidates, loss, (latency(tuple(costs), 0.3, 1.0),))
-    dense, least = problem.latency_ms(problem.dense), min(problem.latency_ms(c) for c in choices(problem))
-    return problem.limited(least + float(rng.uniform(0.05, 0.8)) * (dense - least))
 
 
 def choices(problem: Problem) -> list[dict[str, int]]:
