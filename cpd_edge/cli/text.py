@@ -76,7 +76,8 @@ def _share(value: float | None) -> str:
 def profile_text(r: dict[str, Any]) -> str:
     """The table's quality as text."""
     how = "a table measured before; --fresh measures it again" if r["reused"] else "measured now"
-    known = f", {r['known_regions']} of them known from other networks" if r["known_regions"] else ""
+    saved = f", which saved {r['samples_saved']} networks" if r["samples_saved"] else ""
+    known = f" ({r['known_regions']} known from other networks{saved})" if r["known_regions"] else ""
     return (
         f"{how}: {r['regions']} regions{known}, {r['samples']} networks, {r['seconds']:.1f} s; "
         f"dense {r['dense_ms']:.4g} ms\n"

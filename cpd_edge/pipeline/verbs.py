@@ -18,7 +18,7 @@ from cpd_edge.pipeline.draw import check_place, write_drawing
 from cpd_edge.pipeline.request import Request, tables_root
 from cpd_edge.pipeline.subject import Subject, comb_record
 from cpd_edge.pipeline.verify import Verification, prunable_fraction, verify
-from cpd_edge.profile.sample import reusable
+from cpd_edge.profile.sample import FIRST_CHECK, reusable
 from cpd_edge.profile.table import table_folder
 from cpd_edge.types import Budget
 
@@ -113,10 +113,12 @@ def profile(
         fresh=fresh,
         progress=lambda fraction, text: progress("profile", fraction, text),
     )
+    own = sum(not s.held_out for s in table.samples)
     return {
         "model": model,
         **table.report(),
         "reused": found is not None,
+        "samples_saved": max(0, min(samples, FIRST_CHECK) - own) if table.known_regions else 0,
         "regions": len(table.regions),
         "samples": len(table.samples),
         "dense_ms": table.predict(subject.widths),

@@ -34,7 +34,7 @@ WORTH = 0.98
 MOST_EXTRAS = 3
 LEAN = 0.3
 """Pull towards the operator's coefficients: being twice as large weighs like a relative error of this size."""
-HEARSAY = 1.0
+HEARSAY = 0.1
 """The same towards what fits the region in another network."""
 FLOOR = 0.05
 """Errors count relative to a latency, but to no less than this share of the region's largest."""

@@ -25,7 +25,7 @@ from cpd_edge.measure.site import times_ms
 from cpd_edge.profile import isolated
 from cpd_edge.profile.library import Library
 from cpd_edge.profile.regions import Attribution, Kernel, Times
-from cpd_edge.profile.table import FORMAT, LatencyTable, Sample
+from cpd_edge.profile.table import ENOUGH, FORMAT, LatencyTable, Sample
 from cpd_edge.store import held, plain, write_text
 from cpd_edge.types import Region, Widths
 
@@ -34,7 +34,7 @@ LOW_QUANTILE = 0.25
 SECONDS_PER_SAMPLE = 0.1
 """Time to spend running one sampled network, half of it with the profiler; at least `FEWEST` repeats each."""
 FEWEST, MOST = 5, 60
-FIRST_CHECK, CHECK_EVERY = 24, 8
+FIRST_CHECK, CHECK_EVERY = ENOUGH, 8
 KNOWN_CHECK, MOSTLY = 12, 0.8
 """The first look at held-out errors where this share of the work is known from other networks."""
 LEFT_OUT = 0.15

@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 FORMAT = 4
 Elsewhere: TypeAlias = Callable[[Sequence[Region], Samples], Mapping[str, Model]]
 """Given regions and what was measured of them here: by region, what fits it in other networks."""
+ENOUGH = 24
+"""From so many samples on, a network's own say more than what fits its layers elsewhere.
+
+ResNet-18 after ResNet-34 on a CPU: with 12 own samples the held-out median error falls from 5.1 to 3.8 %, with 16 from
+4.6 to 3.6 %; with 24 it is 3.5 % without, 4.2 % with.
+"""
 AGAIN = "measure it: cpd-edge profile MODEL"
 
 
@@ -87,7 +93,7 @@ class LatencyTable:
         isolated_ms: the sum of regions timed alone, by index of the held-out sample [ms].
         fused: regions that the runtime runs as one kernel, in the network's order: they are measured and fitted as
             one, and what a single one of them costs is the fit's share of that.
-        known_regions: how many regions were fitted with what other networks' tables say of them.
+        known_regions: how many regions other networks' tables knew; they inform the fit below `ENOUGH` samples.
     """
 
     key: Mapping[str, Any]
@@ -126,7 +132,7 @@ class LatencyTable:
         measured = _measured(regions, fused)
         alone = [r for r in measured if isinstance(r, Region)]
         known = elsewhere(alone, own) if elsewhere else {}
-        models = fit(measured, own, known)
+        models = fit(measured, own, known if len(own) < ENOUGH else {})
         predicted = np.sum([models[r.name].ms(r, own.widths) * np.ones(len(own)) for r in regions], axis=0)
         scale, fixed_ms = fit_total(predicted, total)
         together = tuple(tuple(names) for names in fused)
