@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command()(build)
     app.command("compare-engines")(compare_engines)
     app.command("import-trtexec")(import_trtexec)
+    app.command()(trtexec)
 
 
 def build(
@@ -125,6 +126,29 @@ def import_trtexec(
             budget_ms=budget_ms,
             out=out,
         )
+    show(found, as_json, _imported_text)
+    raise typer.Exit(EXIT_CODES.get(found.get("verdict", "PASS"), 0))
+
+
+def trtexec(
+    model: Annotated[Path, typer.Argument(help="ONNX file")],
+    out: Annotated[Path, typer.Option(help="folder for the engine, the logs and what trtexec exports")],
+    device: Annotated[str, typer.Option(help="local, or a device that was added")] = "local",
+    precision: Annotated[str, typer.Option(help="fp32, tf32, fp16, int8 or int8+fp16")] = "fp32",
+    shape: Annotated[str, typer.Option(help="of the input where it is free, as in image:1x3x224x224")] = "",
+    seconds: Annotated[int, typer.Option(help="length of the measurement")] = 10,
+    quantile: Annotated[float, typer.Option(help="quantile of latency that the budget limits")] = 0.5,
+    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency limit in milliseconds")] = None,
+    as_json: Json = False,
+) -> None:
+    """Build and time a model with trtexec, here or on a device, where TensorRT has no Python."""
+    with told(as_json):
+        from cpd_edge.pipeline.engines import time_by_tool as work
+
+        found = work(
+            model, out, device=device, precision=precision, shape=shape, seconds=seconds, quantile=quantile,
+            budget_ms=budget_ms,
+        )  # fmt: skip
     show(found, as_json, _imported_text)
     raise typer.Exit(EXIT_CODES.get(found.get("verdict", "PASS"), 0))
 

@@ -607,6 +607,31 @@ class Worker:
         found: JSON = self.engines[engine].kernels(repeats, self.folder)
         return found
 
+    def do_tool(self, seq: int, words: list[list[str]], sent: dict[str, str], wanted: list[str]) -> JSON:
+        """Runs trtexec: each word is a text and the name of a file of this job behind it, or ''; no shell is involved."""
+        tool = trtexec(self.config["root"])
+        if not tool:
+            text = "trtexec is neither on the device's path nor where JetPack puts it"
+            raise Trouble("missing", text, "there: apt install tensorrt")
+        folder = self.path("tool")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        paths = {name: os.path.join(folder, named(name, "[a-z]{1,16}")) for _, name in words if name}
+        paths.update((name, self.file(sha256)) for name, sha256 in sent.items())
+        line = [tool] + [text + paths[name] if name else text for text, name in words]
+        log = os.path.join(folder, "log")
+        with (
+            open(log, "wb") as stream,
+            subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT) as child,
+        ):
+            while child.poll() is None:
+                time.sleep(SLOW_S)
+                if self.stopped():
+                    child.kill()
+        files = {
+            name: base64.b64encode(bytes_of(paths[name])).decode() for name in wanted if os.path.exists(paths[name])
+        }
+        return {"status": child.returncode, "said": bytes_of(log).decode(errors="replace"), "files": files}
+
     def do_warm_load(self, seq: int, engine: int) -> JSON:
         """Time to load the model once more [ms]."""
         return {"ms": self.engines[engine].open()[1]}

@@ -16,8 +16,9 @@ from cpd_edge.deploy.calibrate import calibration
 from cpd_edge.deploy.engine import RTX, Built, EngineSpec, build_engine
 from cpd_edge.deploy.quantize import TENSORRT, calibrate, is_quantised, quantise
 from cpd_edge.deploy.typed import matches, scope
-from cpd_edge.errors import DataError, ModelError, StoreError
+from cpd_edge.errors import DataError, ModelError, StoreError, UsageError
 from cpd_edge.measure import stats
+from cpd_edge.measure.devices import LOCAL, get
 from cpd_edge.measure.driver import Gpu, find_gpu, require_gpu
 from cpd_edge.measure.engine_file import PORTABLE, EngineRecord, read_record, record_path, save_engine, sha256
 from cpd_edge.measure.engine_runner import EngineRunner, runtime_module
@@ -26,7 +27,11 @@ from cpd_edge.measure.layers import EngineLayer, layers_from_inspector, layers_f
 from cpd_edge.measure.listening import listener
 from cpd_edge.measure.protocol import Runner
 from cpd_edge.measure.runners import OnnxRunner
+from cpd_edge.measure.station import station
+from cpd_edge.measure.tool_command import TOOL
 from cpd_edge.measure.tool_exports import Metric, ToolLog, read_log, read_profile, read_times, version_of
+from cpd_edge.measure.tool_run import time_with_tool
+from cpd_edge.measure.tool_there import tool_on
 
 Progress = Callable[[str, float, str], None]
 
@@ -178,6 +183,55 @@ def import_exports(
     return _plain(result)
 
 
+def time_by_tool(
+    model: Path,
+    folder: Path,
+    *,
+    device: str = LOCAL,
+    precision: str = "fp32",
+    shape: str = "",
+    seconds: int = 10,
+    quantile: float = 0.5,
+    budget_ms: float | None = None,
+) -> dict[str, Any]:
+    """What `import_exports` gives of a run of trtexec that is made now, on this machine or on a device.
+
+    Args:
+        model: ONNX file.
+        folder: for logs and exports, and for the engine where it is made here.
+        device: `local`, or the name of a device that was added.
+        precision: as in `EngineSpec`.
+        shape: name and shape of the input where the model leaves it free (`image:1x3x224x224`).
+        seconds: length of the measurement.
+        quantile: of latency that the budget limits.
+        budget_ms: limit to hold it against.
+
+    Raises:
+        RuntimeMissing: there is no trtexec.
+        UsageError: a shape that is none.
+        CpdError: it failed, in its own words.
+    """
+    name, mark, dims = shape.rpartition(":")
+    if shape and not (name and mark and all(n.isdigit() for n in dims.split("x"))):
+        raise UsageError(f"shape {shape!r}", hint="for example --shape image:1x3x224x224")
+    if seconds < 1:
+        raise UsageError(f"{seconds} seconds: at least 1", hint="for example --seconds 10")
+    there: dict[str, Any] = {}
+    if device != LOCAL:
+        there = {"tool": Path(TOOL), "run": tool_on(station(get(device)))}
+    given = (name, tuple(int(n) for n in dims.split("x"))) if shape else None
+    done = time_with_tool(
+        model, folder, precision=precision, shape=given, device="" if device == LOCAL else device, duration_s=seconds,
+        **there,
+    )  # fmt: skip
+    return import_exports(
+        done.exports.times, profile=done.exports.profile, layers=done.exports.layers, log=done.exports.log,
+        name=model.stem, version=str(done.measurement.environment["runtime_version"]),
+        device=str(done.measurement.environment["device"]), precision=precision, shape=dims, quantile=quantile,
+        budget_ms=budget_ms, out=folder / f"{model.stem}.measurement.json",
+    )  # fmt: skip
+
+
 def open_runner(path: Path, *, threads: int = 1, batch: int = 1, **options: Any) -> Runner:
     """A runner for a file: an engine where a record lies beside it, else an ONNX model on ONNX Runtime.
 
@@ -321,4 +375,4 @@ def _stage(progress: Progress | None, stage: str) -> Callable[[float, str], None
     return lambda fraction, text: tell(stage, fraction, text)
 
 
-__all__ = ["build", "compare_engines", "import_exports", "node_names", "open_runner", "precision_notes"]
+__all__ = ["build", "compare_engines", "import_exports", "node_names", "open_runner", "precision_notes", "time_by_tool"]
