@@ -608,7 +608,7 @@ class Worker:
         return found
 
     def do_tool(self, seq: int, words: list[list[str]], sent: dict[str, str], wanted: list[str]) -> JSON:
-        """Runs trtexec: each word is a text and the name of a file of this job behind it, or ''; no shell is involved."""
+        """Runs trtexec without a shell: each word is a text, and the name of a file of this job behind it or ''."""
         tool = trtexec(self.config["root"])
         if not tool:
             text = "trtexec is neither on the device's path nor where JetPack puts it"
