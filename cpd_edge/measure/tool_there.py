@@ -37,7 +37,7 @@ def tool_on(station: Station) -> Callable[..., SimpleNamespace]:
                 fetched[FETCHED[option]] = Path(value)
             name = {**SENT, **KEPT, **FETCHED}.get(option, "")
             line.append((f"{option}=", name) if name else (word, ""))
-        done, _ = station.ask("tool", words=line, sent=sent, wanted=list(fetched))
+        done = station.ask("tool", words=line, sent=sent, wanted=list(fetched))[0]
         for name, data in done["files"].items():
             fetched[name].write_bytes(base64.b64decode(data))
         return SimpleNamespace(returncode=done["status"], stdout=done["said"])
