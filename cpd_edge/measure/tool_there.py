@@ -25,7 +25,7 @@ def tool_on(station: Station) -> Callable[..., SimpleNamespace]:
         DeviceError: it cannot be reached or used.
     """
 
-    def run(words: Sequence[str], **_: object) -> SimpleNamespace:
+    def run(words: Sequence[str], **given: object) -> SimpleNamespace:
         line: list[tuple[str, str]] = []
         sent: dict[str, str] = {}
         fetched: dict[str, Path] = {}
