@@ -21,6 +21,12 @@ _DRAWS = 1999
 _BLOCK_STRETCH = 1.5
 """The block length that minimises the error of a variance is too short for an interval's coverage."""
 
+_CONTRADICTED = 2.0
+"""How many times the variance that the ranks explain the samples beyond a quantile must show to be believed instead.
+
+They are few, so their own variance is known badly; sampling that stops at a narrow interval would pick its errors.
+"""
+
 _TREND_WIDTHS = 2.5
 """Half-widths between two medians that noise seldom reaches: 1.9 at 99 %, and more as the quieter third is taken."""
 
@@ -75,8 +81,7 @@ def block_length(values_ms: Samples, q: float = 0.5) -> int:
     values = np.asarray(values_ms, np.float64)
     if values.size < 8:
         return 1
-    ranks = np.empty(values.size)
-    ranks[np.argsort(values, kind="stable")] = np.arange(values.size, dtype=np.float64)
+    ranks = _ranks(values)
     exceeds = (values > np.quantile(values, q)).astype(np.float64)
     return max(_series_block_length(ranks), _series_block_length(exceeds))
 
@@ -184,15 +189,16 @@ def _order_ends(n: int, q: float, level: float) -> tuple[int | None, int | None]
 def _block_ends(values: _Floats, q: float, level: float, block: int) -> tuple[int | None, int | None]:
     """As `_order_ends`, for autocorrelated samples: the ends for as many independent samples as these are worth.
 
-    What they are worth is the binomial's variance over the one that the circular moving-block bootstrap
-    gives the number of samples below the quantile. That variance has a closed form, so nothing is drawn,
-    and unlike the bootstrap's percentiles the binomial's ends have the right skew in the tail. The level is
-    expanded for few blocks. O(n).
+    What they are worth is the binomial's variance over that of the number of samples below the quantile, as the order
+    of all ranks tells it; or as the circular moving-block bootstrap does, where that is much more: a tail may come in
+    bursts of which the ranks know nothing. Both have closed forms, so nothing is drawn, and unlike the bootstrap's
+    percentiles the binomial's ends have the right skew in the tail. The level is expanded for few blocks. O(n log n).
     """
     n = values.size
     below = np.cumsum(np.concatenate([[False], np.resize(values <= np.quantile(values, q), n + block - 1)]))
     variance = float(np.var(below[block:] - below[:-block])) / block / (1 - block / n)
-    worth = max(1, min(n, int(n * q * (1 - q) / variance) if variance > 0 else n))
+    seen, expected = variance / (q * (1 - q)), _copula_inflation(_ranks(values), q)
+    worth = max(1, int(n / max(1.0, seen if seen > _CONTRADICTED * expected else expected)))
     lower, upper = _order_ends(worth, q, 1 - 2 * _expanded_tail((1 - level) / 2, math.ceil(n / block)))
     scale = n / (worth + 1)
     return (
@@ -212,28 +218,61 @@ def _expanded_tail(tail: float, n: int) -> float:
     return NormalDist().cdf(-t * math.sqrt((freedom + 1) / freedom))
 
 
-def _series_block_length(series: _Floats) -> int:
-    """Block length for the bootstrap of a mean; 1 where no autocorrelation shows.
+def _ranks(values: _Floats) -> _Floats:
+    """Rank of each value from 0; equal values count as ascending `[n]`."""
+    ranks = np.empty(values.size)
+    ranks[np.argsort(values, kind="stable")] = np.arange(values.size, dtype=np.float64)
+    return ranks
 
-    Politis & White 2004, corrected by Patton, Politis & White 2009 (circular blocks, flat-top window).
+
+def _copula_inflation(ranks: _Floats, q: float) -> float:
+    """How many samples with the order of these count as one independent sample for the share below quantile `q`.
+
+    All ranks tell how neighbours hang together, where the few samples beyond a tail quantile hardly do. The correlation
+    of exceedances follows from that of ranks for a Gaussian copula: r = 2 sin(pi r_ranks / 6), and the probability that
+    both neighbours lie below is its integral (Plackett 1954).
+    """
+    lags, window = _window(ranks)
+    if not lags.size:
+        return 1.0
+    angle = np.arcsin(np.clip(2 * np.sin(math.pi / 6 * window), -1, 1))[:, None]
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    theta = angle * (nodes + 1) / 2
+    z2 = NormalDist().inv_cdf(q) ** 2
+    both = (np.exp(-z2 / (1 + np.sin(theta))) * weights).sum(axis=1) * angle[:, 0] / (4 * math.pi)
+    return float(1 + 2 * both.sum() / (q * (1 - q)))
+
+
+def _window(series: _Floats) -> tuple[npt.NDArray[np.int64], _Floats]:
+    """Lags at which a series is autocorrelated, and the autocorrelation there, tapered by a flat top; often none.
+
+    The last lag that counts is where the correlogram falls silent (Politis & White 2004).
     """
     n = series.size
     centred = series - series.mean()
     power = np.abs(np.fft.rfft(centred, 2 * n)) ** 2
     covariance = np.fft.irfft(power)[:n] / n
     if covariance[0] <= 0:
-        return 1
+        return np.empty(0, np.int64), np.empty(0)
+    correlation = covariance / covariance[0]
     run = max(5, math.ceil(math.sqrt(math.log10(n))))
     longest = min(n - 1, math.ceil(math.sqrt(n)) + run)
-    large = np.abs(covariance[1 : longest + 1] / covariance[0]) >= 2 * math.sqrt(math.log10(n) / n)
+    large = np.abs(correlation[1 : longest + 1]) >= 2 * math.sqrt(math.log10(n) / n)
     quiet = [lag for lag in range(longest - run + 1) if not large[lag : lag + run].any()]
     reach = quiet[0] if quiet else int(np.flatnonzero(large)[-1]) + 1
-    if reach == 0:
-        return 1
-    lags = np.arange(1, min(2 * reach, n - 1) + 1)
-    window = np.clip(2 * (1 - lags / (2 * reach)), 0, 1) * covariance[lags]
-    total = covariance[0] + 2 * window.sum()
-    if total <= 0:
+    lags = np.arange(1, min(2 * reach, n - 1) + 1 if reach else 1)
+    return lags, np.clip(2 * (1 - lags / (2 * max(reach, 1))), 0, 1) * correlation[lags]
+
+
+def _series_block_length(series: _Floats) -> int:
+    """Block length for the bootstrap of a mean; 1 where no autocorrelation shows.
+
+    Politis & White 2004, corrected by Patton, Politis & White 2009 (circular blocks, flat-top window).
+    """
+    n = series.size
+    lags, window = _window(series)
+    total = 1 + 2 * window.sum()
+    if not lags.size or total <= 0:
         return 1
     slope = 2 * (lags * window).sum()
     best = float(_BLOCK_STRETCH * (1.5 * (slope / total) ** 2 * n) ** (1 / 3))
