@@ -13,6 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from cpd_edge.measure.site import Here, Site
+
+NAME = "simulated (arithmetic, nothing was measured)"
+"""What the environment calls the device, so that no number made on it looks measured."""
+
 
 @dataclass(frozen=True)
 class Disturbance:
@@ -38,13 +43,18 @@ class Disturbance:
 
 
 class SimulatedDevice:
-    """The clock and the state of the noise, shared by all runners on this device."""
+    """The clock and the state of the noise, shared by all runners on this device.
+
+    Attributes:
+        site: times engines on this clock; nothing of the machine below enters.
+    """
 
     def __init__(self, disturbance: Disturbance | None = None, seed: int = 0) -> None:
         self.disturbance = disturbance or Disturbance()
         self._random = np.random.default_rng(seed)
         self._level = float(self._random.standard_normal())
         self._now_ns = 0
+        self.site: Site = Here(self.clock, self.sleep, moment=dict, switches=lambda: 0)
 
     def clock(self) -> int:
         """Device time [ns]."""
@@ -68,16 +78,17 @@ class SimulatedDevice:
 
 
 class SimulatedRunner:
-    """An engine of known latency on a simulated device. Pass `runner.device.clock` and `.sleep` to the protocol."""
+    """An engine of known latency on a simulated device, timed on that device's clock."""
 
     def __init__(self, latency_ms: float, device: SimulatedDevice | None = None) -> None:
         self.latency_ms = latency_ms
         self.device = device or SimulatedDevice()
+        self.site = self.device.site
 
     @property
     def environment(self) -> Mapping[str, Any]:
         """The environment; the same for all runners on all simulated devices."""
-        return {"device": "simulated", "runtime": "simulated", "threads": 1, "batch": 1, "precision": "fp32"}
+        return {"device": NAME, "runtime": "simulated", "threads": 1, "batch": 1, "precision": "fp32"}
 
     def run(self) -> None:
         """One inference."""

@@ -93,15 +93,30 @@ class Site(Interface):
 
 
 class Here:
-    """This process, on a clock that tests may bring along."""
+    """This process, on a clock that a simulated device may bring along.
 
-    def __init__(self, clock: Clock, sleep: Sleep) -> None:
-        self._clock, self._sleep = clock, sleep
+    Args:
+        clock: monotonic time [ns].
+        sleep: waits so many seconds.
+        moment: the part of the environment that changes.
+        switches: involuntary context switches so far, or None where the system does not count.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        sleep: Sleep,
+        *,
+        moment: Callable[[], Mapping[str, Any]] = moment,
+        switches: Callable[[], int | None] | None = None,
+    ) -> None:
+        self._clock, self._sleep, self._moment = clock, sleep, moment
+        self._switches = switches or involuntary_switches
         self._before = 0
 
     def moment(self) -> Mapping[str, Any]:
         """See `Site`."""
-        return moment()
+        return self._moment()
 
     def warm_up(self, runners: Sequence[Runner], pace: Pace, warmup_ns: int) -> None:
         """See `Site`. The time of the first visit counts from the end of this."""
@@ -115,7 +130,7 @@ class Here:
     def visit(self, order: Sequence[Runner], pace: Pace, most: int, left_ns: int) -> Visits:
         """See `Site`."""
         blocks: list[Block] = []
-        before, switches = self._before, involuntary_switches()
+        before, switches = self._before, self._switches()
         elapsed_ns = 0
         for _ in range(most):
             blocks += [self._block(runner, pace) for runner in order]
@@ -123,7 +138,7 @@ class Here:
             if elapsed_ns >= left_ns:
                 break
         self._before = before + elapsed_ns
-        after = involuntary_switches()
+        after = self._switches()
         return Visits(tuple(blocks), elapsed_ns, None if switches is None or after is None else after - switches)
 
     def times_ns(self, runner: Runs, repeats: int) -> npt.NDArray[np.int64]:

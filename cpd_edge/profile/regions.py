@@ -21,6 +21,7 @@ import onnx
 
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Layout, Prod, Sum, axes, to_json
+from cpd_edge.measure.shapes import infer_shapes
 from cpd_edge.types import Region
 
 Layouts = Mapping[str, tuple[Layout, ...]]
@@ -244,23 +245,6 @@ def _setting(attribute: onnx.AttributeProto) -> str:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return "x".join(map(str, value)) if isinstance(value, Sequence) else str(value)
-
-
-def infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shape of every value, free dims as 1.
-
-    Raises:
-        ModelError: they cannot be inferred.
-    """
-    try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
-    except onnx.shape_inference.InferenceError as error:
-        raise ModelError(f"the ONNX model's shapes cannot be inferred: {error}") from error
-    out = {
-        info.name: tuple(d.dim_value or 1 for d in info.type.tensor_type.shape.dim)
-        for info in (*graph.input, *graph.value_info, *graph.output)
-    }
-    return {**out, **{i.name: tuple(i.dims) for i in graph.initializer}}
 
 
 class Kernel(Protocol):
