@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    engine: Annotated[Path, typer.Argument(help="ONNX file")],
+    engine: Annotated[Path, typer.Argument(help="ONNX file, built engine, or the .json of an earlier measurement")],
     against: Annotated[Path | None, typer.Option(help="reference engine to compare with, in the same window")] = None,
     budget_ms: BudgetMs = None,
     quantile: Quantile = 0.5,
@@ -45,16 +45,31 @@ def bench(
     energy: Annotated[
         bool, typer.Option("--energy", help="sample for 30 s and more, after 10 s of rest, for energy per inference")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="file for the raw samples")] = None,
+    cpus: Annotated[str | None, typer.Option("--pin", help="CPUs of this machine to stay on, for example 0,1")] = None,
+    processes: Annotated[int, typer.Option(help="fresh processes to measure in; their spread is reported")] = 1,
+    force: Annotated[
+        bool, typer.Option("--force", help="compare two measurement files although their environments differ")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="file for the raw samples, of both engines where there are two")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Time an engine, alone or against another, with an interval and a verdict."""
     with told(as_json) as (_, progress):
-        from cpd_edge.pipeline.bench import bench as work
+        from functools import partial
 
+        from cpd_edge.pipeline.bench import bench as once
+        from cpd_edge.pipeline.replicas import replicated
+        from cpd_edge.pipeline.saved import any_saved, judge_saved
+
+        if any_saved(engine, against, out, force):
+            found = judge_saved(engine, against, budget_ms=budget_ms, quantile=quantile, force=force)
+            raise ended(found, as_json)
+        work = once if processes == 1 else partial(replicated, processes)
         found = work(
-            engine,
-            against,
+            engine=engine,
+            against=against,
             budget_ms=budget_ms,
             quantile=quantile,
             runtime=runtime,
@@ -65,11 +80,26 @@ def bench(
             period_ms=period_ms,
             camera=_camera(end_to_end, frame, letterbox),
             energy=energy,
+            cpus=_cpus(cpus),
             out=out,
             progress=progress,
         )
+    raise ended(found, as_json)
+
+
+def ended(found: dict[str, Any], as_json: bool) -> typer.Exit:
+    """Shows a result; its verdict is the exit code."""
     show(found, as_json, bench_text)
-    raise typer.Exit(VOID if found["void"] else EXIT_CODES.get(found.get("verdict", "PASS"), 0))
+    return typer.Exit(VOID if found.get("void") else EXIT_CODES.get(found.get("verdict", "PASS"), 0))
+
+
+def _cpus(text: str | None) -> tuple[int, ...]:
+    """`0,1` as numbers."""
+    if text is not None and not all(part.isdecimal() for part in text.split(",")):
+        from cpd_edge.errors import UsageError
+
+        raise UsageError(f"--pin {text!r}: numbers of CPUs, joined by commas", hint="for example --pin 0,1")
+    return () if text is None else tuple(map(int, text.split(",")))
 
 
 def _camera(end_to_end: bool, frame: str | None, letterbox: bool) -> Camera | None:

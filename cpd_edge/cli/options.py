@@ -13,7 +13,12 @@ Data = Annotated[
 Weights = Annotated[str | None, typer.Option("--weights", help="state dict (.pt, .pth, .safetensors), or 'pretrained'")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout and nothing else")]
 Threads = Annotated[int, typer.Option("--threads", help="threads of the engine")]
-Device = Annotated[str, typer.Option("--device", help="where the engine runs")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="where the engine runs: local, simulated (arithmetic, to try things), or one you added"
+    ),
+]
 Runtime = Annotated[str, typer.Option("--runtime", help="what runs the engine: onnxruntime or openvino")]
 Precision = Annotated[
     str, typer.Option("--precision", help="what the engine computes in: fp32, int8, or what else the runtime has")

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+BUSY = 20
+"""Involuntary context switches a second from which a measurement says that it was disturbed."""
+
 
 def span(interval: dict[str, Any] | None, unit: str = "ms") -> str:
-    """`12.3 ms [12.1, 12.5]`."""
+    """`12.3 ms [12.1, 12.5]`; without an estimate where the samples are too few for the quantile."""
     if not interval:
         return "not measured"
-    low, high = (f"{v:.4g}" if v is not None else "?" for v in (interval["low"], interval["high"]))
-    return f"{interval['estimate']:.4g} {unit} [{low}, {high}]"
+    low, high = interval["low"], interval["high"]
+    if high is None or math.isinf(high):
+        floor = f"at least {low:.4g} {unit}" if low else "unknown"
+        return f"{floor}, above that not supported by n"
+    return f"{interval['estimate']:.4g} {unit} [{low:.4g}, {high:.4g}]"
 
 
 def ratios(r: dict[str, Any]) -> str:
     """What stands beside every speed-up."""
     return f"{r['macs_ratio']:.2f} x fewer MACs and {r['params_ratio']:.2f} x fewer parameters"
+
+
+def how_known(r: dict[str, Any]) -> str:
+    """`measured`, unless the device is simulated."""
+    device = r.get("environment", {}).get("device", "")
+    return "simulated, not measured" if device.startswith("simulated") else "measured"
 
 
 def summary(r: dict[str, Any]) -> str:
@@ -27,7 +40,7 @@ def summary(r: dict[str, Any]) -> str:
             f"{r['verdict']}: {r['reason']}",
             f"  latency   p{100 * r['quantile']:g} {span(r['latency_ms'])} against {r['budget_ms']:.4g} ms",
             f"  dense     p{100 * r['quantile']:g} {span(r['dense_latency_ms'])}",
-            f"  speed-up  {span(r['speedup'], 'x')} measured, with {ratios(r)}",
+            f"  speed-up  {span(r['speedup'], 'x')} {how_known(r)}, with {ratios(r)}",
             f"  {r['metric']:<9} {percent[0]} dense, {percent[1]} pruned (as deployed)",
             *fp32_line(r),
             *checks_line(r),
@@ -75,7 +88,7 @@ def _share(value: float | None) -> str:
 
 def profile_text(r: dict[str, Any]) -> str:
     """The table's quality as text."""
-    how = "a table measured before; --fresh measures it again" if r["reused"] else "measured now"
+    how = "a table measured before; --fresh measures it again" if r["reused"] else f"{how_known(r)} now"
     saved = f", which saved {r['samples_saved']} networks" if r["samples_saved"] else ""
     known = f" ({r['known_regions']} known from other networks{saved})" if r["known_regions"] else ""
     return (
@@ -131,12 +144,21 @@ def _strategy_line(strategy: str, objective: str, predicted: str, measured: str)
 
 def bench_text(r: dict[str, Any]) -> str:
     """A measurement as text."""
-    lines = [f"p{100 * r['quantile']:g} {span(r['latency_ms'])}, n {r['latency_ms']['n']}: {r['stop']}"]
+    lines = [f"p{100 * r['quantile']:g} {span(r['latency_ms'])} {how_known(r)}, n {r['latency_ms']['n']}: {r['stop']}"]
     if "speedup" in r:
         fewer = "MACs unknown" if r["macs_ratio"] is None else f"{r['macs_ratio']:.2f} x fewer MACs"
         lines.append(f"speed-up {span(r['speedup'], 'x')}: {r['outcome']}, with {fewer}")
+        lines += ["  not paired: the two were measured in windows apart"] if not r.get("paired", True) else []
+        lines += [f"  forced although {r['forced']}"] if r.get("forced") else []
     lines += stage_lines(r) if "stages" in r else []
-    lines += sensor_lines(r)
+    lines += sensor_lines(r) if "energy" in r else []
+    if "processes" in r:
+        each = ", ".join(f"{p['latency_ms']['estimate']:.4g}" for p in r["processes"])
+        lines.append(
+            f"  {len(r['processes'])} processes: {each} ms, {r['process_spread']:.1%} apart; the interval spans them"
+        )
+    lines += load_lines(r["load_ms"]) if "load_ms" in r else []
+    lines += doubt_lines(r)
     if "verdict" in r:
         lines.append(f"{r['verdict']} for {r['budget_ms']:.4g} ms")
     return "\n".join(lines)
@@ -153,6 +175,24 @@ def sensor_lines(r: dict[str, Any]) -> list[str]:
         lines = [f"energy {spent['gross_mj']:.4g} mJ an inference, {net}; {what}"]
     lines += [f"slowed down: {what}" for what in r["throttling"]]
     return [*lines, *(["VOID: the device slowed itself down; let it cool, then measure again"] if r["void"] else [])]
+
+
+def load_lines(ms: dict[str, float]) -> list[str]:
+    """What happens before the first steady inference."""
+    return [
+        f"  first load {ms['first_load']:.4g} ms, warm load {ms['warm_load']:.4g} ms, "
+        f"first inference {ms['first_inference']:.4g} ms"
+    ]
+
+
+def doubt_lines(r: dict[str, Any]) -> list[str]:
+    """What speaks against the numbers, in words; nothing where nothing does."""
+    outliers, n = r.get("outliers", 0), r["latency_ms"]["n"]
+    lines = [] if r.get("steady", True) else ["  not steady: latency had a trend while it was measured; measure again"]
+    lines += [f"  {outliers} of {n} samples are outliers; they count"] if outliers else []
+    if (r.get("interference") or 0) >= BUSY:
+        lines.append(f"  the CPU was taken away {r['interference']:.0f} times a second: something else is running")
+    return lines
 
 
 def stage_lines(r: dict[str, Any]) -> list[str]:

@@ -20,11 +20,14 @@ FORMAT = 1
 LOCAL = "local"
 """The name of this machine, which needs no entry."""
 
+SIMULATED = "simulated"
+"""The name of the device that is arithmetic: for trying the whole path, never for a number."""
+
 FOLDER = "~/.cache/cpd-edge"
 """Where a device keeps what it is sent and what it measured, if not told otherwise."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
-_RESERVED = (LOCAL, "simulated")
+_RESERVED = (LOCAL, SIMULATED)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Device:
         if not _NAME.fullmatch(self.name) or self.name in _RESERVED:
             raise UsageError(
                 f"{self.name!r} cannot be the name of a device",
-                hint="lower-case letters, digits, '_', '.' and '-', not 'local', for example orin-nano",
+                hint="lower-case letters, digits, '_', '.' and '-', not 'local' or 'simulated', for example orin-nano",
             )
         if self.telemetry_s and not 0.1 <= self.telemetry_s <= 60:
             raise UsageError(

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from cpd_edge.errors import EnvironmentMismatch
+from cpd_edge.errors import EnvironmentMismatch, UsageError
 
 KEYS = (
     "device", "machine", "cores", "os", "runtime", "runtime_version", "providers", "precision", "threads", "batch",
@@ -108,15 +108,25 @@ def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any], across: Colle
 
 @contextlib.contextmanager
 def pin(cpus: Iterable[int]) -> Iterator[None]:
-    """Keeps this process, and threads made inside, on `cpus`; restores on leaving. No effect where not supported.
+    """Keeps this process, and threads made inside, on `cpus`; restores on leaving. No CPUs: no change.
 
     Make the runner inside, so that the runtime's threads inherit it.
+
+    Raises:
+        UsageError: a CPU that this process may not use, or a system that cannot pin.
     """
-    if not hasattr(os, "sched_setaffinity"):
+    wanted = set(cpus)
+    if not wanted:
         yield
         return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, set(cpus))
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if not wanted <= before:
+        asked, usable = (", ".join(map(str, sorted(cpus))) for cpus in (wanted, before))
+        raise UsageError(
+            f"CPUs {asked}: this process may use {usable or 'what the system gives it'}",
+            hint=f"for example --pin {min(before)}" if before else "this system cannot pin: leave --pin out",
+        )
+    os.sched_setaffinity(0, wanted)
     try:
         yield
     finally:

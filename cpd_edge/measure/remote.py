@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cpd_edge.errors import ModelError, UsageError
 from cpd_edge.measure.arithmetic import computed_in
-from cpd_edge.measure.devices import LOCAL, get
+from cpd_edge.measure.devices import LOCAL, SIMULATED, get
 from cpd_edge.measure.engine_runner import layer_kernels
 from cpd_edge.measure.frames import Camera, by_stage, refused, stages_source
 from cpd_edge.measure.host_stages import STAGES
@@ -23,6 +23,7 @@ from cpd_edge.measure.layers import layers_from_inspector
 from cpd_edge.measure.providers import provider_name, runtime_name
 from cpd_edge.measure.runners import RING, Kernel, KernelTimes, _kernels
 from cpd_edge.measure.runtimes import ModelRunner, model_runner
+from cpd_edge.measure.simulated_runtime import SimulatedRuntime
 from cpd_edge.measure.site import Block, Pace, Runner, Runs, Visits
 from cpd_edge.measure.ssh import DeviceError
 from cpd_edge.measure.station import Station, station
@@ -230,7 +231,7 @@ def device_runner(device: str, runtime: str, model: Path | bytes, **options: Any
     """A model, ready to run on a runtime of a device; `local` is this machine.
 
     Args:
-        device: `local`, or the name of a device that was added.
+        device: `local`, `simulated`, or the name of a device that was added.
         runtime: a name of `runtimes.RUNNERS` here, of `THERE` on another device.
         model: ONNX file, or its bytes.
         options: `threads`, `batch`, `profile`, `precision`; of other devices also `typed`.
@@ -240,6 +241,8 @@ def device_runner(device: str, runtime: str, model: Path | bytes, **options: Any
     """
     if device == LOCAL:
         return model_runner(runtime, model, **options)
+    if device == SIMULATED:
+        return SimulatedRuntime(model, **options)
     require_device(device, runtime)
     return RemoteRunner(device, model, **{**options, **THERE[runtime]})
 
@@ -250,7 +253,7 @@ def require_device(device: str, runtime: str = RUNTIME) -> None:
     Raises:
         UsageError: says which, and what to type.
     """
-    if device == LOCAL:
+    if device in (LOCAL, SIMULATED):
         return
     get(device)
     if runtime not in THERE:

@@ -36,6 +36,9 @@ class ModelRunner(Protocol):
     def run(self) -> None:
         """One inference on the next input of the ring."""
 
+    def warm_load_ms(self) -> float:
+        """Time to load the model once more, now that file and runtime are warm [ms]."""
+
     def outputs(self, feed: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The first output for `feed` `[any batch, ...]`."""
 

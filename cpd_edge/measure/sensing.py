@@ -18,6 +18,7 @@ from typing import Any
 from typing import Protocol as Interface
 
 from cpd_edge.measure.remote import RemoteRunner
+from cpd_edge.measure.simulated_runtime import SimulatedRuntime
 from cpd_edge.measure.telemetry import Power, Reading, energy, mean_power, reading, throttling
 from cpd_edge.types import Measurement
 
@@ -81,7 +82,7 @@ def sensing(runner: object, *, every_s: float = EVERY_S, root: str = "/") -> Ite
     """The sensors of where an engine runs, for as long as it is measured."""
     if isinstance(runner, RemoteRunner):
         yield ThereSensors(runner)
-    elif sys.platform != "linux":
+    elif sys.platform != "linux" or isinstance(runner, SimulatedRuntime):
         yield _NoSensors()
     else:
         with contextlib.closing(HereSensors(every_s, root)) as here:

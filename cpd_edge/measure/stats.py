@@ -219,10 +219,10 @@ def _expanded_tail(tail: float, n: int) -> float:
 
 
 def _ranks(values: _Floats) -> _Floats:
-    """Rank of each value from 0; equal values count as ascending `[n]`."""
-    ranks = np.empty(values.size)
-    ranks[np.argsort(values, kind="stable")] = np.arange(values.size, dtype=np.float64)
-    return ranks
+    """Rank of each value from 0; equal values share the mean of theirs, so that a coarse clock makes no trend `[n]`."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    shared: _Floats = (np.cumsum(counts) - (counts + 1) / 2)[place.reshape(-1)]
+    return shared
 
 
 def _copula_inflation(ranks: _Floats, q: float) -> float:

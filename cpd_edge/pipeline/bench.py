@@ -12,8 +12,10 @@ import onnx
 from cpd_edge import store
 from cpd_edge.errors import DataError, UsageError
 from cpd_edge.measure import stats
+from cpd_edge.measure.devices import LOCAL, SIMULATED
 from cpd_edge.measure.end_to_end import end_to_end
 from cpd_edge.measure.engine_file import record_path
+from cpd_edge.measure.environment import pin
 from cpd_edge.measure.frames import Camera
 from cpd_edge.measure.protocol import Protocol, Runner, compare, measure
 from cpd_edge.measure.remote import require_device
@@ -42,15 +44,21 @@ def bench(
     period_ms: float | None,
     camera: Camera | None = None,
     energy: bool = False,
+    cpus: tuple[int, ...] = (),
     out: Path | None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Times an engine, alone or paired with a reference; from a camera's frame to a result where one is given.
 
-    With `energy`, the idle power is looked at first, and sampling takes long enough for an energy.
+    With `energy`, the idle power is looked at first, and sampling takes long enough for an energy. Engines stay on
+    `cpus` of this machine where some are given.
     """
     require_device(device, runtime)
-    if device == "local" and any(p is not None and not record_path(p).exists() for p in (engine, against)):
+    if cpus and device != LOCAL:
+        raise UsageError(f"--pin on device {device}", hint="--pin is for this machine: --device local")
+    if camera is not None and device == SIMULATED:
+        raise UsageError("--end-to-end on a device that computes nothing", hint="leave --end-to-end or --device out")
+    if device == LOCAL and any(p is not None and not record_path(p).exists() for p in (engine, against)):
         require_runtime(runtime, device)
     for path in (engine, against):
         if path is not None and not path.is_file():
@@ -77,7 +85,8 @@ def bench(
             undo.pop_all()
         return staged
 
-    with contextlib.closing(opened(engine)) as runner, sensing(runner) as sensors:
+    reference_found: Measurement | None = None
+    with pin(cpus), contextlib.closing(opened(engine)) as runner, sensing(runner) as sensors:
         if energy:
             progress("idle", 0.0, f"{IDLE_S:g} s of idle power")
         idle = idle_power(sensors) if energy else None
@@ -88,19 +97,33 @@ def bench(
             with contextlib.closing(opened(against)) as reference:
                 names = (against.stem, engine.stem)  # an engine's precision is its own, as its file is
                 both = compare(reference, runner, names, protocol, quantile, progress=tell, across=("precision",))
-            found, extra = both.b, _compared(engine, against, both, quantile)
+            found, reference_found, extra = both.b, both.a, _compared(engine, against, both, quantile)
         seen = observed(sensors, found, idle)
         if camera is not None:
             extra |= _staged(runner, found, quantile)
+        else:
+            extra |= _loads(runner)
     latency = stats.quantile_interval(found.samples_ns / 1e6, quantile)
     result = {"engine": str(engine), "quantile": quantile, "latency_ms": latency, "stop": found.stop}
-    result |= {"steady": found.steady, "environment": found.environment, **extra, **seen}
+    result |= {"steady": found.steady, "interference": found.interference}
+    result |= {
+        "outliers": len(stats.outliers(found.samples_ns / 1e6)),
+        "environment": found.environment,
+        **extra,
+        **seen,
+    }
     if budget_ms is not None:
         result |= {"budget_ms": budget.limit_ms, "verdict": stats.verdict(latency, budget_ms)}
     if out is not None:
-        store.write_json(out, {"format": store.FORMAT, **dict(store.plain(found))})  # type: ignore[call-overload]
+        beside = {} if reference_found is None else {"against": reference_found}
+        store.write_json(out, {"format": store.FORMAT, **dict(store.plain(found)), **beside})  # type: ignore[call-overload]
     plain: dict[str, Any] = dict(store.plain(result))  # type: ignore[call-overload]
     return plain
+
+
+def _loads(runner: Any) -> dict[str, Any]:
+    """The first load, one more now that file and runtime are warm, and the first inference, apart [ms]."""
+    return {"load_ms": {**runner.load_ms, "warm_load": runner.warm_load_ms()}}
 
 
 def _staged(runner: Any, found: Measurement, quantile: float) -> dict[str, Any]:
@@ -130,6 +153,7 @@ def _compared(engine: Path, against: Path, both: Any, quantile: float) -> dict[s
         "against_latency_ms": stats.quantile_interval(both.a.samples_ns / 1e6, quantile),
         "speedup": both.speedup,
         "outcome": both.outcome,
+        "paired": True,
         "macs_ratio": macs[0] / macs[1] if macs[1] else None,
     }
 

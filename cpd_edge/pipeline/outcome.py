@@ -17,11 +17,13 @@ from cpd_edge.deploy.parity import Parity
 from cpd_edge.intake.metrics import Metric, delta_interval, interval
 from cpd_edge.layout import Widths, size
 from cpd_edge.measure import stats
+from cpd_edge.measure.devices import SIMULATED
 from cpd_edge.measure.protocol import INSIDE
 from cpd_edge.measure.runtimes import TITLES
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.aim import Window
 from cpd_edge.pipeline.quantities import FILE_SIZE, counted, macs
+from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import Student
 from cpd_edge.pipeline.subject import Subject, comb_record
 from cpd_edge.profile.regions import Attribution
@@ -44,6 +46,18 @@ LIMITS = (
     "No part of this was run on a GPU or a Jetson.",
     "Held-out plans also decide when profiling may stop, so the table's error on other plans may be a little larger.",
 )
+
+
+SIMULATED_LIMIT = (
+    "No latency here was measured: the device is simulated, its milliseconds are arithmetic, "
+    "and they say nothing of any real device."
+)
+
+
+def _limits(request: Request) -> list[str]:
+    """What the numbers do not say, in words."""
+    first, *rest = (line.format(runtime=TITLES[request.runtime]) for line in LIMITS)
+    return [SIMULATED_LIMIT if request.device == SIMULATED else first, *rest]
 
 
 def interval_from(data: Mapping[str, Any]) -> Interval:
@@ -135,7 +149,7 @@ def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
         hashes={f: hashlib.sha256((run / f).read_bytes()).hexdigest() for f in files},
         input=job.task.data.contract(),
         size_bytes={n: (run / f"{n}.onnx").stat().st_size for n in ("dense", "pruned")},
-        limits=[line.format(runtime=TITLES[job.request.runtime]) for line in LIMITS],
+        limits=_limits(job.request),
         reason=_reason(run.record, window, budget.tolerance),
         verdict=window.verdict,
     )

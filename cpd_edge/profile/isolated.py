@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cpd_edge.measure.site import times_ms
 from cpd_edge.measure.shapes import infer_shapes
+from cpd_edge.measure.site import times_ms
 from cpd_edge.profile.regions import node_name
 from cpd_edge.types import Region, Widths
 

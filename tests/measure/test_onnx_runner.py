@@ -14,7 +14,7 @@ import pytest
 
 from cpd_edge.errors import ModelError, RuntimeMissing
 from cpd_edge.measure import Disturbance, OnnxRunner, Protocol, SimulatedDevice, SimulatedRunner, compare, doctor
-from cpd_edge.measure.doctor import tiny_model
+from cpd_edge.measure.doctor import install_lines, tiny_model
 from cpd_edge.measure.runners import RING
 
 REFERENCE = pytest.importorskip("onnx.reference")
@@ -176,5 +176,14 @@ def test_the_doctor_names_versions_and_install_lines() -> None:
     device = SimulatedDevice()
     report = doctor(lambda: SimulatedRunner(1.0, device), clock=device.clock, sleep=device.sleep)
     assert report["packages"]["numpy"] == np.__version__
-    assert all(entry["install"].startswith("pip install") for entry in report["runtimes"].values())
+    assert report["runtimes"]["openvino"]["install"] == "pip install 'cpd-edge[openvino]'"
     assert report["runtimes"]["onnxruntime"]["version"]
+
+
+def test_the_doctor_advises_no_two_extras_that_exclude_each_other() -> None:
+    """Without a GPU nothing of one is advised; with one, ONNX Runtime's CPU build goes first."""
+    cpu = {"onnxruntime": "1.20", "onnxruntime-gpu": None}
+    assert not any("gpu]" in line for line in install_lines(cpu, gpu=False).values())
+    assert install_lines(cpu, gpu=True)["tensorrt"].startswith("pip uninstall onnxruntime, then")
+    assert install_lines({}, gpu=True)["tensorrt"] == "pip install 'cpd-edge[gpu]'"
+    assert "cpu]" not in install_lines({"onnxruntime-gpu": "1.20"}, gpu=True)["onnxruntime"]

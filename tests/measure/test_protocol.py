@@ -27,12 +27,12 @@ DRIFTING = Disturbance(noise=0.02, phi=0.6, drift_per_s=0.02, outlier_rate=0.01)
 
 
 def measured(runner: SimulatedRunner, protocol: Protocol, quantile: float = 0.5, **more: Any) -> Measurement:
-    return measure(runner, "it", protocol, quantile, clock=runner.device.clock, sleep=runner.device.sleep, **more)
+    return measure(runner, "it", protocol, quantile, **more)
 
 
 def compared(device: SimulatedDevice, a_ms: float, b_ms: float, protocol: Protocol, **more: Any) -> Comparison:
     a, b = SimulatedRunner(a_ms, device), SimulatedRunner(b_ms, device)
-    return compare(a, b, ("a", "b"), protocol, clock=device.clock, sleep=device.sleep, **more)
+    return compare(a, b, ("a", "b"), protocol, **more)
 
 
 def interval_ms(measurement: Measurement, q: float) -> Interval:
@@ -122,6 +122,34 @@ def test_an_engine_slower_than_the_period_skips_frames() -> None:
     """The camera does not wait: 25 ms of work at 20 ms a frame takes every second frame."""
     found = measured(SimulatedRunner(25.0), Protocol(mode="paced", period_ms=20.0))
     assert set(np.diff(found.starts_ns)) == {40_000_000}
+
+
+@pytest.mark.parametrize(
+    ("quantile", "phi", "trials"),
+    [(0.5, 0.0, 150), (0.5, 0.5, 120), (0.5, 0.9, 120), (0.99, 0.9, 60)],
+)
+def test_a_measurement_that_stopped_by_itself_errs_as_seldom_as_it_says(
+    quantile: float, phi: float, trials: int
+) -> None:
+    """Looking at the interval to decide when to stop does not make it lie: 92 to 98 % hold the truth.
+
+    Held against a budget of exactly the truth, a PASS or a FAIL is a false one: each at most one in twenty.
+    """
+    verdicts = []
+    for seed in range(trials):
+        runner = SimulatedRunner(2.0, SimulatedDevice(Disturbance(noise=0.03, phi=phi), seed))
+        found = measured(runner, Protocol(warmup_s=0.1, target=0.02), quantile)
+        verdicts.append(verdict(interval_ms(found, quantile), runner.true_ms(quantile)))
+    assert 0.92 <= verdicts.count("INCONCLUSIVE") / trials <= 0.98
+    assert max(verdicts.count("PASS"), verdicts.count("FAIL")) / trials <= 0.05
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.5, 0.9])
+def test_an_engine_against_itself_is_not_faster(phi: float) -> None:
+    """At most 7 % of A/A comparisons find a difference, however the noise of neighbours hangs together."""
+    noise = Disturbance(noise=0.02, phi=phi)
+    outcomes = [compared(SimulatedDevice(noise, seed), 2.0, 2.0, Protocol(margin=0.002)).outcome for seed in range(60)]
+    assert (outcomes.count("faster") + outcomes.count("slower")) / len(outcomes) <= 0.07
 
 
 def test_comparing_an_engine_with_itself_finds_no_difference_while_the_device_drifts() -> None:

@@ -18,7 +18,8 @@ import numpy as np
 import onnx
 from measure.emulated_gpu import EmulatedCuda, array
 
-from cpd_edge.profile.regions import find_regions, infer_shapes
+from cpd_edge.measure.shapes import infer_shapes
+from cpd_edge.profile.regions import find_regions
 
 LAUNCH_MS, MS_PER_MAC, MS_PER_ELEMENT, REFORMAT_MS, GAP_MS = 0.004, 2e-7, 1e-6, 0.01, 0.02
 """The cost model: a kernel takes `launch + macs + elements written`; each inference has a gap that no layer has."""
