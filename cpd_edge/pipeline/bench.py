@@ -56,8 +56,9 @@ def bench(
     require_device(device, runtime)
     if cpus and device != LOCAL:
         raise UsageError(f"--pin on device {device}", hint="--pin is for this machine: --device local")
-    if camera is not None and device == SIMULATED:
-        raise UsageError("--end-to-end on a device that computes nothing", hint="leave --end-to-end or --device out")
+    if device == SIMULATED and (camera is not None or energy):
+        what = "--energy" if energy else "--end-to-end"
+        raise UsageError(f"{what} on a device that computes nothing", hint=f"leave {what} or --device out")
     if device == LOCAL and any(p is not None and not record_path(p).exists() for p in (engine, against)):
         require_runtime(runtime, device)
     for path in (engine, against):
