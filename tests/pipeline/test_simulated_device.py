@@ -21,7 +21,7 @@ from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable
 from cpd_edge.score.importance import magnitude
 from cpd_edge.solve.milp import solve
-from cpd_edge.solve.problem import plan_from, problem_from
+from cpd_edge.solve.pose import plan_from, problem_from
 
 NOISY = Disturbance(noise=0.01, phi=0.9, outlier_rate=0.01)
 DRIFTING = Disturbance(noise=0.01, phi=0.5, drift_per_s=0.01)
