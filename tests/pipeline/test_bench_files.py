@@ -77,7 +77,7 @@ def test_raw_samples_of_both_engines_are_kept(shell: Shell, engine: str) -> None
     shell("bench", engine, "--against", engine, *SHORT, "--out", "both.json")
     data = json.loads((shell.folder / "both.json").read_text())
     candidate, reference = measurement_from(data), measurement_from(data["against"])
-    assert len(np.unique(candidate.blocks)) == len(np.unique(reference.blocks)) >= 10
+    assert len(np.unique(candidate.blocks)) == len(np.unique(reference.blocks)) >= 2
     assert candidate.starts_ns[0] > reference.starts_ns[0]
 
 
