@@ -10,9 +10,9 @@ import onnx
 from torch import nn
 
 from cpd_edge.layout import Layout, axes
+from cpd_edge.measure.shapes import infer_shapes
 from cpd_edge.network import Combed
 from cpd_edge.pipeline.subject import Subject
-from cpd_edge.measure.shapes import infer_shapes
 from cpd_edge.profile.regions import node_name
 from cpd_edge.types import Amount, Limits, Quantity, Region
 
