@@ -802,11 +802,12 @@ class Engine:
         try:
             session = self.open(folder)[0]
             session.run_with_iobinding(self.bind(session)[0])
-            fell = [e["name"] for e in nodes(session) if e["args"].get("provider") == PROVIDERS["cpu"]]
+            ran = nodes(session, ("op_name", "provider", "output_type_shape"))
+            fell = [e["name"] for e in ran if e["args"].get("provider") == PROVIDERS["cpu"] and computes(e["args"])]
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         if fell:
-            text = f"{len(fell)} nodes run on the CPU instead of {self.provider}: {', '.join(fell[:5])}"
+            text = f"{len(fell)} nodes run on the CPU instead of {self.provider}: {', '.join(fell[:10])}"
             raise Trouble("fell-back", text, "export the model without these operators, or take the provider cpu")
 
     def kernels(self, repeats: int, folder: str) -> JSON:
@@ -921,7 +922,7 @@ class BuiltEngine:
     """A TensorRT engine, built here from an ONNX model with one input, or kept from before."""
 
     def __init__(self, path: str, options: JSON, file: Any) -> None:
-        self.trt, self.numpy, self.options = module("tensorrt"), module("numpy"), options
+        self._trt, self.numpy, self.options = module("tensorrt"), module("numpy"), options
         self.cuda = Cuda()
         self.log = self.logger()
         self.runtimes: list[Any] = []
@@ -929,7 +930,7 @@ class BuiltEngine:
         self.engine, first_ms = self.open()
         self.context = self.engine.create_execution_context()
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        mode = self.trt.TensorIOMode.INPUT
+        mode = self._trt.TensorIOMode.INPUT
         (self.source,) = [name for name in names if self.engine.get_tensor_mode(name) == mode]
         shape = (options["batch"], *tuple(self.engine.get_tensor_profile_shape(self.source, 0)[1])[1:])
         self.context.set_input_shape(self.source, shape)
@@ -962,7 +963,7 @@ class BuiltEngine:
         """What runs the engine, and on which inputs; in the words of an engine of the host's own GPU."""
         return {
             "runtime": "tensorrt",
-            "runtime_version": self.trt.__version__,
+            "runtime_version": self._trt.__version__,
             "providers": self.cuda.arch() + ",enqueue,without transfers,driver's wait",
             "shape": "x".join(str(n) for n in self.ring[0].shape),
             "input_low": float(min(values.min() for values in self.ring)),
@@ -972,7 +973,7 @@ class BuiltEngine:
 
     def built(self, path: str) -> str:
         """Where the engine lies; what changes it is in its name."""
-        precision, batch, version = self.options["precision"], self.options["batch"], self.trt.__version__
+        precision, batch, version = self.options["precision"], self.options["batch"], self._trt.__version__
         folder = os.path.join(os.path.dirname(os.path.dirname(path)), "engines")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         place = "-".join((version, self.cuda.arch(), re.sub(r"\W+", "-", power_mode("/"))))
@@ -989,7 +990,7 @@ class BuiltEngine:
 
     def build(self, path: str, timings: str) -> bytes:
         """A serialised engine, and the timing cache with what the build has added."""
-        trt, half = self.trt, self.options["precision"].endswith("fp16")
+        trt, half = self._trt, self.options["precision"].endswith("fp16")
         weakly = hasattr(trt.BuilderFlag, "FP16")
         if half and not weakly and not self.options["typed"]:
             raise Trouble("typed", f"TensorRT {trt.__version__} takes the types from the file")
@@ -1028,7 +1029,7 @@ class BuiltEngine:
     def open(self) -> tuple[Any, float]:
         """The engine, deserialised, and its load time [ms]."""
         start = time.perf_counter_ns()
-        runtime = self.trt.Runtime(self.log)
+        runtime = self._trt.Runtime(self.log)
         self.runtimes.append(runtime)  # each must outlive its engine
         found = runtime.deserialize_cuda_engine(bytes_of(self.plan_path))
         if found is None:
@@ -1038,7 +1039,7 @@ class BuiltEngine:
 
     def make_ring(self, shape: tuple[int, ...], given: str | None) -> list[Any]:
         """Seeded inputs: those that were sent, or standard normal ones."""
-        kind = self.trt.nptype(self.engine.get_tensor_dtype(self.source))
+        kind = self._trt.nptype(self.engine.get_tensor_dtype(self.source))
         if given is not None:
             return [self.numpy.ascontiguousarray(values, kind) for values in self.numpy.load(given, allow_pickle=False)]
         random = self.numpy.random.default_rng(self.options["seed"])
@@ -1046,7 +1047,7 @@ class BuiltEngine:
 
     def kind(self, name: str) -> Any:
         """NumPy's type of a tensor."""
-        return self.numpy.dtype(self.trt.nptype(self.engine.get_tensor_dtype(name)))
+        return self.numpy.dtype(self._trt.nptype(self.engine.get_tensor_dtype(name)))
 
     def size(self, name: str) -> int:
         """Bytes of a tensor at the settled shape."""
@@ -1056,7 +1057,7 @@ class BuiltEngine:
     def kernels(self, repeats: int, folder: str) -> JSON:
         """What the inspector says, and the time of every layer in so many runs, on a context of their own."""
         inspector = self.engine.create_engine_inspector()
-        told = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
+        told = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         context, recorder, totals = self.engine.create_execution_context(), self.recorder(), []
         context.set_input_shape(self.source, self.ring[0].shape)
         for name, address in self.outs:
@@ -1098,7 +1099,7 @@ class BuiltEngine:
     def logger(self) -> Any:
         """Keeps what TensorRT says went wrong."""
 
-        class Log(self.trt.ILogger):  # type: ignore[misc,name-defined]
+        class Log(self._trt.ILogger):  # type: ignore[misc,name-defined]
             errors: list[str] = []  # noqa: RUF012
 
             def log(self, severity: Any, msg: str) -> None:
@@ -1110,7 +1111,7 @@ class BuiltEngine:
     def recorder(self) -> Any:
         """A profiler that keeps layers and times of each run."""
 
-        class Recorder(self.trt.IProfiler):  # type: ignore[misc,name-defined]
+        class Recorder(self._trt.IProfiler):  # type: ignore[misc,name-defined]
             runs: list[list[tuple[str, float]]] = []  # noqa: RUF012
 
             def report_layer_time(self, layer_name: str, ms: float) -> None:
@@ -1132,7 +1133,13 @@ def bytes_of(path: str) -> bytes:
     return b""
 
 
-def nodes(session: Any) -> list[JSON]:
+def computes(arguments: JSON) -> bool:
+    """Whether a kernel writes anything but shapes and masks, which belong on the CPU; it does where nothing tells."""
+    kinds = {str(kind) for shape in arguments.get("output_type_shape", []) for kind in shape}
+    return not kinds or any("float" in kind or "double" in kind for kind in kinds)
+
+
+def nodes(session: Any, told: tuple[str, ...] = ("op_name", "provider")) -> list[JSON]:
     """Ends a session's profile: its runs and kernels, without what nobody reads."""
     path = session.end_profiling()
     with open(path, encoding="utf-8") as stream:
@@ -1142,7 +1149,7 @@ def nodes(session: Any) -> list[JSON]:
     for event in events:
         if event["name"] == "model_run" or (event["cat"] == "Node" and event["name"].endswith("_kernel_time")):
             given = event.get("args", {})
-            few = {name: given[name] for name in ("op_name", "provider") if name in given}
+            few = {name: given[name] for name in told if name in given}
             kept.append(
                 {"name": event["name"], "cat": event["cat"], "ts": event["ts"], "dur": event["dur"], "args": few}
             )

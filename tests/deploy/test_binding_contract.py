@@ -20,7 +20,7 @@ FILES = [
     ROOT / "cpd_edge" / name
     for name in (
         "deploy/build_progress.py", "deploy/engine.py", "deploy/timing_cache.py", "deploy/unsupported.py",
-        "measure/engine_runner.py", "measure/listening.py", "pipeline/engines.py",
+        "measure/agent.py", "measure/engine_runner.py", "measure/listening.py", "pipeline/engines.py",
     )
 ]  # fmt: skip
 NOT_EVERYWHERE = {

@@ -126,3 +126,12 @@ def test_without_a_driver_it_says_so(agent: ModuleType, monkeypatch: pytest.Monk
     with pytest.raises(plain.Trouble) as refused:
         plain.Cuda()
     assert "missing" == refused.value.record["error"]
+
+
+def test_shapes_on_the_cpu_are_no_fallback(agent: ModuleType) -> None:
+    """As on this machine: what writes integers and masks belongs there, what writes floats does not."""
+    shape = {"output_type_shape": [{"int64": [4]}]}
+    assert not agent.computes(shape)
+    assert not agent.computes({"output_type_shape": [{"bool": [4]}, {"int32": []}]})
+    assert agent.computes({"output_type_shape": [{"int64": [4]}, {"float16": [1, 3]}]})
+    assert agent.computes({})
