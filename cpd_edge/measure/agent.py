@@ -619,17 +619,14 @@ class Worker:
         paths.update((name, self.file(sha256)) for name, sha256 in sent.items())
         line = [tool] + [text + paths[name] if name else text for text, name in words]
         log = os.path.join(folder, "log")
-        with (
-            open(log, "wb") as stream,
-            subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT) as child,
-        ):
+        with open(log, "wb") as stream:
+            child = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT)
             while child.poll() is None:
                 time.sleep(SLOW_S)
                 if self.stopped():
                     child.kill()
-        files = {
-            name: base64.b64encode(bytes_of(paths[name])).decode() for name in wanted if os.path.exists(paths[name])
-        }
+        made = [name for name in wanted if os.path.exists(paths[name])]
+        files = {name: base64.b64encode(bytes_of(paths[name])).decode() for name in made}
         return {"status": child.returncode, "said": bytes_of(log).decode(errors="replace"), "files": files}
 
     def do_warm_load(self, seq: int, engine: int) -> JSON:
