@@ -12,7 +12,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,8 +24,8 @@ from onnx import numpy_helper
 from torch import fx
 
 from cpd_edge.canonical import op_name
-from cpd_edge.layout import Keep, Layout, kept, size
-from cpd_edge.network import Combed, Network, export, wrap
+from cpd_edge.layout import Keep, Layout, Widths, kept, size
+from cpd_edge.network import Branch, Combed, Network, export, wrap
 
 INPUT, OUTPUT = "input", "logits"
 BATCH = "batch"
@@ -125,30 +125,8 @@ class OnnxCutter:
             out.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         widths = {name: len(units) for name, units in keep.items()}
         self._rewrite_shapes(out, widths)
-        self._leave_out(out, widths)
+        leave_out(out, self.combed.branches, widths)
         return out
-
-    def _leave_out(self, model: onnx.ModelProto, widths: Mapping[str, int]) -> None:
-        """Values that come out of branches that go are read from what goes in; the rest is dead and is removed."""
-        instead: dict[str, str] = {}
-        for branch in self.combed.branches:
-            if widths.get(branch.name) == 0:
-                instead[branch.last] = instead.get(branch.first, branch.first)
-        if not instead:
-            return
-        for node in model.graph.node:
-            for i, name in enumerate(node.input):
-                node.input[i] = instead.get(name, name)
-        needed = {output.name for output in model.graph.output}
-        alive = []
-        for node in reversed(model.graph.node):
-            if not needed.isdisjoint(node.output):
-                needed.update(node.input)
-                alive.append(node)
-        weights = [i for i in model.graph.initializer if i.name in needed]
-        del model.graph.node[:], model.graph.initializer[:]
-        model.graph.node.extend(reversed(alive))
-        model.graph.initializer.extend(weights)
 
     @cached_property
     def _skeleton(self) -> onnx.ModelProto:
@@ -195,6 +173,29 @@ class OnnxCutter:
                 for position, path in ((1, (2,)), (2, (3,))):
                     if path in arguments:
                         _set_input(model, node, position, [size(arguments[path], widths)])
+
+
+def leave_out(model: onnx.ModelProto, branches: Iterable[Branch], widths: Widths) -> None:
+    """Values that come out of branches that go are read from what goes in; the rest is dead and is removed."""
+    instead: dict[str, str] = {}
+    for branch in branches:
+        if widths.get(branch.name) == 0:
+            instead[branch.last] = instead.get(branch.first, branch.first)
+    if not instead:
+        return
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = instead.get(name, name)
+    needed = {output.name for output in model.graph.output}
+    alive = []
+    for node in reversed(model.graph.node):
+        if not needed.isdisjoint(node.output):
+            needed.update(node.input)
+            alive.append(node)
+    weights = [i for i in model.graph.initializer if i.name in needed]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(reversed(alive))
+    model.graph.initializer.extend(weights)
 
 
 def _set_input(model: onnx.ModelProto, node: onnx.NodeProto, position: int, values: Sequence[int]) -> None:

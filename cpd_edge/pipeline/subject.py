@@ -17,6 +17,7 @@ from torch import nn
 from cpd_edge import store
 from cpd_edge.comb import comb
 from cpd_edge.cut import cut
+from cpd_edge.deploy.finished import FinishedCutter
 from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish, value_layouts
 from cpd_edge.deploy.parity import check_parity
 from cpd_edge.errors import CpdError
@@ -118,9 +119,17 @@ class Subject:
 
     def build_plan(self, keep: Keep) -> bytes:
         """The ONNX of the network cut by a plan, with the dense network's weights."""
-        made = self._cutter.cut(keep) if self._cutter is not None else export_onnx(cut(self.combed, keep)).model
-        model = finish(made)
+        if self._finished is not None:
+            model = self._finished.cut(keep)
+        else:
+            made = self._cutter.cut(keep) if self._cutter is not None else export_onnx(cut(self.combed, keep)).model
+            model = finish(made)
         return bytes((self.quantiser.time(model) if self.quantiser else model).SerializeToString())
+
+    @cached_property
+    def _finished(self) -> FinishedCutter | None:
+        """What cuts the finished file, where it can be: ten times faster."""
+        return None if self._cutter is None else FinishedCutter.learned(self._cutter, self.widths)
 
     def key(self) -> dict[str, Any]:
         """What a table of this subject belongs to: the environment it is measured in, and the model's signature."""
