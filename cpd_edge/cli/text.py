@@ -94,7 +94,9 @@ def profile_text(r: dict[str, Any]) -> str:
     return (
         f"{how}: {r['regions']} regions{known}, {r['samples']} networks, {r['seconds']:.1f} s; "
         f"dense {r['dense_ms']:.4g} ms\n"
-        f"held-out plans: median error {r['holdout_median_error']:.1%}, 90 % within {r['holdout_p90_error']:.1%}; "
+        f"held-out plans: median error {r['holdout_median_error']:.1%}, 90 % within {r['holdout_p90_error']:.1%}, "
+        f"worst {r['holdout_worst_error']:.1%}; {_share(r['within_5_percent'])} of them within 5 %, "
+        f"{_share(r['within_10_percent'])} within 10 %; noise of one measurement {_share(r['noise'])}; "
         f"isolated table {_share(r['isolated_median_error'])}\n{r['table']}"
     )
 

@@ -69,7 +69,8 @@ class FinishedCutter:
             return None
         branchless = {g: (n if n > 1 else int(rng.integers(0, 2))) for g, n in plans[-1].items()}
         checks = [_firsts({g: max(n // 2, 1) for g, n in groups.items()}), _firsts(branchless)]
-        return found if all(_equal(_one_a_use(found.cut(keep)), _one_a_use(finish(cutter.cut(keep)))) for keep in checks) else None
+        same = all(_equal(found.cut(keep), finish(cutter.cut(keep))) for keep in checks)
+        return found if same else None
 
     def cut(self, keep: Keep) -> onnx.ModelProto:
         """The finished ONNX of the network without the units that `keep` leaves out."""
@@ -133,10 +134,12 @@ class _Search:
     def cutter(self, seen: Sequence[_Seen]) -> FinishedCutter | None:
         """The rules, or None where something changes by none."""
         dense = seen[0]
-        if any(s.tensors.keys() != dense.tensors.keys() or s.attributes.keys() != dense.attributes.keys() for s in seen):
-            return None
-        if any(s.tensors[n].ndim != dense.tensors[n].ndim for s in seen for n in dense.tensors):
-            return None
+        ranks = {name: array.ndim for name, array in dense.tensors.items()}
+        for other in seen:
+            if {name: array.ndim for name, array in other.tensors.items()} != ranks:
+                return None
+            if other.attributes.keys() != dense.attributes.keys():
+                return None
         dims, elements, attributes = dict[str, Layouts](), dict[str, Layouts](), dict[tuple[int, str], Layouts]()
         for name, first in dense.tensors.items():
             arrays = [s.tensors[name] for s in seen]
@@ -216,6 +219,7 @@ def _structure(model: onnx.ModelProto) -> list[tuple[str, tuple[str, ...], tuple
 
 def _equal(left: onnx.ModelProto, right: onnx.ModelProto) -> bool:
     """Whether two files are one network: nodes, attributes and, to rounding, the tensors that nodes read."""
+    left, right = _one_a_use(left), _one_a_use(right)
     a, b = _Seen.of(left), _Seen.of(right)
     if _structure(left) != _structure(right) or a.attributes != b.attributes:
         return False

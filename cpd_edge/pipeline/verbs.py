@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -100,9 +101,11 @@ def profile(
     Request(model, "", Budget(speedup=2), samples=samples, **where)  # type: ignore[arg-type]
     require_runtime(runtime, device)
     progress("comb", 0.0, "")
+    begun = time.perf_counter()
     subject = Subject.of(_model(model, input_shape, weights, num_classes), input_shape, **where)  # type: ignore[arg-type]
     progress("comb", 1.0, "")
     key = subject.key()
+    before_s = time.perf_counter() - begun
     folder = table_folder(Path(profiles) if profiles else tables_root(), key)
     found = None if fresh else reusable(folder, key, subject.widths, subject.regions)
     table = found or subject.table(
@@ -119,6 +122,7 @@ def profile(
         **table.report(),
         "reused": found is not None,
         "samples_saved": max(0, min(samples, FIRST_CHECK) - own) if table.known_regions else 0,
+        "seconds": before_s + table.seconds,
         "regions": len(table.regions),
         "samples": len(table.samples),
         "dense_ms": table.predict(subject.widths),

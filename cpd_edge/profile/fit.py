@@ -259,6 +259,7 @@ class _Family:
     def __init__(self, heavy: Sequence[Fitted], samples: Samples) -> None:
         self.heavy, self.samples = heavy, samples
         self._designs: dict[tuple[str, Form], Floats] = {}
+        self._pooled: dict[tuple[Form, bytes], Floats | None] = {}
 
     def features(self, region: Fitted, form: Form) -> Floats:
         """`design` at the samples `[samples, k]`."""
@@ -305,15 +306,19 @@ class _Family:
 
     def pooled(self, form: Form, train: npt.NDArray[np.bool_]) -> Floats | None:
         """One coefficient a feature for all heavy regions, per unit of work; None for a region alone."""
-        if len(self.heavy) < 2:
-            return None
+        key = form, train.tobytes()
+        if key not in self._pooled:
+            self._pooled[key] = self._pool(form, train) if len(self.heavy) > 1 else None
+        return self._pooled[key]
+
+    def _pool(self, form: Form, train: npt.NDArray[np.bool_]) -> Floats:
         rows, values = [], []
         for region in self.heavy:
             ms = self.samples.ms[region.name]
             weight = _weights(ms)[train]
             rows.append(self.features(region, form)[train] * _units(region, form) * weight[:, None])
             values.append(ms[train] * weight)
-        return np.asarray(nnls(np.concatenate(rows), np.concatenate(values))[0], np.float64)
+        return _least_squares(np.concatenate(rows), np.concatenate(values))
 
     def fitted(self, region: Fitted, form: Form, train: npt.NDArray[np.bool_], pooled: Floats | None) -> Floats:
         """A region's coefficients, leaning towards the pooled ones."""
@@ -330,7 +335,13 @@ class _Family:
         if prior is not None:
             lean = pull / (prior + FLOOR * max(float(ms.max()), 1e-9))
             rows, values = np.concatenate([rows, np.diag(lean)]), np.concatenate([values, lean * prior])
-        return np.asarray(nnls(rows, values)[0], np.float64)
+        return _least_squares(rows, values)
+
+
+def _least_squares(rows: Floats, values: Floats) -> Floats:
+    """Non-negative least squares, on the triangle that has the same solution as all rows."""
+    q, triangle = np.linalg.qr(rows)
+    return np.asarray(nnls(triangle, values @ q)[0], np.float64)
 
 
 def _present(region: Region, form: Form) -> Floats:

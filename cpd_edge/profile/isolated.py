@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cpd_edge.measure.shapes import infer_shapes
 from cpd_edge.measure.site import times_ms
-from cpd_edge.profile.regions import node_name
-from cpd_edge.types import Region, Widths
+from cpd_edge.profile.regions import Attribution, node_name
+from cpd_edge.types import Widths
 
 if TYPE_CHECKING:
     from cpd_edge.profile.sample import MakeRunner, Runner
@@ -29,7 +29,7 @@ REPEATS = 8
 
 def predict(
     build: Callable[[Widths], bytes],
-    regions: Sequence[Region],
+    attribution: Attribution,
     samples: Sequence[Sample],
     make_runner: MakeRunner,
     *,
@@ -42,7 +42,7 @@ def predict(
 
     Args:
         build: the ONNX file of the network at some widths.
-        regions: the network's regions; the head of each is timed.
+        attribution: the network's regions by the names of their nodes; the head of each is timed.
         samples: those that are held out are predicted.
         make_runner: opens a model file in the deployment runtime.
         seconds: time after which no further sample is begun.
@@ -50,13 +50,13 @@ def predict(
     """
     until = time.monotonic() + seconds
     known: dict[str, float] = {}
-    heads = {r.name for r in regions}
     out: dict[int, float] = {}
     for i, sample in enumerate(samples):
         if not sample.held_out:
             continue
         total = 0.0
-        for single in single_operations(onnx.load_from_string(build(sample.widths)), heads).values():
+        model = onnx.load_from_string(build(sample.widths))
+        for single in single_operations(model, attribution.adapted(model).heading(model)).values():
             if time.monotonic() > until:
                 return out
             name = hashlib.sha256(single).hexdigest()

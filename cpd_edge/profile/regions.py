@@ -351,6 +351,11 @@ class Attribution:
         """The same, where regions that are held together have one time, that of the first of them."""
         return replace(self, heads={region: held[0] for held in sets for region in held})
 
+    def heading(self, model: onnx.ModelProto) -> frozenset[str]:
+        """Names of the nodes that head a region in a build of the network: those that are not elementwise."""
+        own = (node_name(n) for n in model.graph.node if n.op_type not in ELEMENTWISE)
+        return frozenset(name for name in own if name in self.names)
+
     def region(self, kernel: str) -> str | None:
         """Region that a kernel's name tells, or None.
 

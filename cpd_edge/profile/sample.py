@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx
 
 from cpd_edge.errors import CpdError, TableError
-from cpd_edge.measure.site import times_ms
+from cpd_edge.measure.site import involuntary_switches, times_ms
 from cpd_edge.profile import isolated
 from cpd_edge.profile.library import Library
 from cpd_edge.profile.regions import Attribution, Kernel, Times
@@ -31,9 +31,13 @@ from cpd_edge.types import Region, Widths
 
 LOW_QUANTILE = 0.25
 """Quantile of repeats that stands for a latency: interference only ever adds time."""
-SECONDS_PER_SAMPLE = 0.1
+SECONDS_PER_SAMPLE = 0.3
 """Time to spend running one sampled network, half of it with the profiler; at least `FEWEST` repeats each."""
-FEWEST, MOST = 5, 60
+FEWEST, MOST = 4, 60
+DISTURBED = 0.5
+"""Involuntary context switches for each inference from which a sample is measured once more."""
+LIMIT_S, DENSE_RUNS = 40.0, 250
+"""Sampling ends after so long and as many dense inferences more, but not before the first check."""
 FIRST_CHECK, CHECK_EVERY = ENOUGH, 8
 KNOWN_CHECK, MOSTLY = 12, 0.8
 """The first look at held-out errors where this share of the work is known from other networks."""
@@ -143,7 +147,7 @@ def profile(
         holdout: networks kept out of the fit.
         seed: of the sampled widths.
         folder: where samples and the table are kept; nothing is kept without it.
-        repeats: inferences a network, each with and without the profiler; None: as many as 0.1 s hold.
+        repeats: inferences a network, each with and without the profiler; None: as many as 0.3 s hold.
         isolated_seconds: time for the baseline of regions timed alone; 0 leaves it out.
         fresh: measure it all again, whatever is kept in `folder`.
         progress: gets a fraction and a message.
@@ -184,7 +188,7 @@ def _measured(
     tell: Progress,
     clock: Callable[[], int],
 ) -> LatencyTable:
-    started = time.perf_counter()
+    begun = started = time.perf_counter()
     library = Library.beside(folder, key) if folder is not None else Library()
     fitted = partial(LatencyTable.fitted, key, groups, regions, elsewhere=library.known)
     first = KNOWN_CHECK if library.share(regions) >= MOSTLY else FIRST_CHECK
@@ -193,7 +197,7 @@ def _measured(
     header |= {"samples": samples, "holdout": holdout, "first_check": first}
     log = _Log(folder, header)
     bench = _Bench(build, make_runner, Attribution.of(regions, model), dict(groups), repeats, clock)
-    table = None
+    table, before_s, current = None, log.seconds, ""
     try:
         if log.samples:
             bench.fuse(log.fused)
@@ -202,19 +206,25 @@ def _measured(
                 sample = bench.measure(draw)
                 log.append(sample, time.perf_counter() - started, bench.fused or ())
                 started = time.perf_counter()
-            tell((i + 1) / len(todo), f"sample {i + 1} of at most {len(todo)}")
+            tell((i + 1) / len(todo), f"sample {i + 1} of at most {len(todo)}{current}")
             seen = log.samples[: i + 1]
+            if _late(seen, log.seconds, holdout):
+                break
             if i + 1 < len(todo) and _check_now(seen, holdout, first):
                 table = fitted(seen, log.seconds, log.fused)
                 if _good(table):
                     break
+                current = f", held-out error {table.report()['holdout_median_error']:.1%} so far"
                 table = None
         table = table or fitted(log.samples[: len(todo)], log.seconds, log.fused)
     finally:
         bench.close()
     if isolated_seconds > 0:
-        predicted = isolated.predict(build, regions, table.samples, make_runner, seconds=isolated_seconds, clock=clock)
+        predicted = isolated.predict(
+            build, Attribution.of(regions, model), table.samples, make_runner, seconds=isolated_seconds, clock=clock
+        )
         table = table.with_isolated(predicted)
+    table = replace(table, seconds=before_s + time.perf_counter() - begun)
     if folder is not None:
         table.save(folder / "table.json")
     return table
@@ -225,6 +235,16 @@ def _check_now(samples: Sequence[Sample], holdout: int, first: int) -> bool:
     fit = sum(not s.held_out for s in samples)
     due = fit >= first and (fit - first) % CHECK_EVERY == 0
     return due and 0 < holdout == len(samples) - fit
+
+
+def _late(samples: Sequence[Sample], seconds: float, holdout: int) -> bool:
+    """Whether sampling took its time: the slower the network, the more it gets, and the fewer samples."""
+    fit = sum(not s.held_out for s in samples)
+    return (
+        fit >= FIRST_CHECK
+        and len(samples) - fit == holdout
+        and seconds > LIMIT_S + DENSE_RUNS * samples[-1].dense_ms / 1e3
+    )
 
 
 def _good(table: LatencyTable) -> bool:
@@ -283,6 +303,48 @@ class _Log:
             os.fsync(stream.fileno())
 
 
+@dataclass(frozen=True)
+class _Window:
+    """One measurement of a network in turns with the dense one.
+
+    Attributes:
+        total, dense: latencies by turn [ms].
+        switches: involuntary context switches meanwhile.
+        inferences: how many were run.
+    """
+
+    total: tuple[npt.NDArray[np.float64], ...]
+    dense: tuple[npt.NDArray[np.float64], ...]
+    switches: int
+    inferences: int
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work took the CPU too often."""
+        return self.switches > DISTURBED * self.inferences
+
+    @property
+    def dense_ms(self) -> float:
+        """Low quantile of the dense network's latency [ms]."""
+        return float(np.quantile(np.concatenate(self.dense), LOW_QUANTILE))
+
+    @property
+    def total_ms(self) -> float:
+        """Median ratio to the dense network in the same turn, at the pace of `dense_ms` [ms]."""
+        return self.dense_ms * float(np.median(self._ratios))
+
+    @property
+    def noise(self) -> float:
+        """How far the first and the last half of the window differ, relative to their mean."""
+        first, last = float(np.mean(self._ratios[:2])), float(np.mean(self._ratios[2:]))
+        return abs(first - last) * 2 / (first + last)
+
+    @property
+    def _ratios(self) -> list[float]:
+        turns = zip(self.total, self.dense, strict=True)
+        return [float(np.quantile(ours, LOW_QUANTILE) / np.quantile(theirs, LOW_QUANTILE)) for ours, theirs in turns]
+
+
 class _Bench:
     """Measures one network after another, each beside the dense one, which stays open."""
 
@@ -306,25 +368,23 @@ class _Bench:
         self._attribution = self._attribution.fused(fused)
 
     def measure(self, draw: Draw) -> Sample:
-        """Latency of a network and of its regions, with the dense network's before and after.
+        """Latency of a network and of its regions, beside the dense network's; once more where it was disturbed.
 
         Raises:
             TableError: the profiler's kernels belong to no region.
         """
         if self._dense is None:
             self._dense = self._make_runner(self._build(self._groups), False)
-            self._time_ms(self._dense, 2)
+            self._time_ms(self._dense, 1)
         data = self._build(draw.widths)
         runner = self._make_runner(data, False)
         try:
-            self._time_ms(runner, 2)
-            repeats = self._repeats or self._affordable(float(self._time_ms(runner, 2).min()))
-            few = max(min(repeats // 4, 12), 3)
-            dense = [self._time_ms(self._dense, few)]
-            total = [self._time_ms(runner, -(-repeats // 2))]
-            times = self._profiled(data, repeats)
-            total.append(self._time_ms(runner, -(-repeats // 2)))
-            dense.append(self._time_ms(self._dense, few))
+            self._time_ms(runner, 1)
+            repeats = self._repeats or self._affordable(float(self._time_ms(runner, 1).min()))
+            seen, times = self._window(runner, self._dense, data, repeats)
+            if seen.disturbed:
+                again, later = self._window(runner, self._dense, data, repeats)
+                seen, times = (again, later) if again.switches < seen.switches else (seen, times)
         finally:
             runner.close()
         if not sum(times.ms.values()) > 0:
@@ -332,12 +392,27 @@ class _Bench:
                 f"none of the profiled kernels belongs to a region: {times.unattributed_ms:.4g} ms are unattributed",
                 hint="give the ONNX model that the regions were found in",
             )
-        total_ms, dense_ms = (float(np.quantile(np.concatenate(part), LOW_QUANTILE)) for part in (total, dense))
         return Sample(
             widths=dict(draw.widths), ms=times.ms, kernels=times.kernels,
-            rest_ms=times.unattributed_ms + times.reformats_ms, total_ms=total_ms, dense_ms=dense_ms,
-            held_out=draw.held_out, reformats_ms=times.reformats_ms,
+            rest_ms=times.unattributed_ms + times.reformats_ms, total_ms=seen.total_ms,
+            dense_ms=seen.dense_ms, held_out=draw.held_out, reformats_ms=times.reformats_ms, noise=seen.noise,
         )  # fmt: skip
+
+    def _window(self, runner: Runner, dense: Runner, data: bytes, repeats: int) -> tuple[_Window, Times]:
+        """The network and the dense one in turns, with a profile of the network in their middle."""
+        few, part = max(min(repeats // 8, 6), 1), -(-repeats // 4)
+        before = involuntary_switches()
+        ours, theirs = [], []
+        times: Times | None = None
+        for turn in range(4):
+            if turn == 2:
+                times = self._profiled(data, repeats)
+            theirs.append(self._time_ms(dense, few))
+            ours.append(self._time_ms(runner, part))
+        assert times is not None
+        after = involuntary_switches()
+        switches = 0 if before is None or after is None else after - before
+        return _Window(tuple(ours), tuple(theirs), switches, 4 * (few + part) + repeats), times
 
     def _profiled(self, data: bytes, repeats: int) -> Times:
         runner = self._make_runner(data, True)

@@ -58,10 +58,11 @@ class Sample:
         ms: by region, with the profiler on; of regions that are fused, by the first of them [ms].
         kernels: how many kernels each region ran as.
         rest_ms: kernels that belong to no region [ms].
-        total_ms: whole inference without the profiler, a low quantile [ms].
-        dense_ms: the dense network's inference just before and after [ms].
+        total_ms: whole inference without the profiler, at the pace of `dense_ms` [ms].
+        dense_ms: the dense network's inference in turns with it, a low quantile [ms].
         held_out: kept out of the fit, to test it.
         reformats_ms: changes of format among `rest_ms` [ms].
+        noise: relative difference between the two halves of the window that `total_ms` is from.
     """
 
     widths: Mapping[str, int]
@@ -72,6 +73,7 @@ class Sample:
     dense_ms: float
     held_out: bool
     reformats_ms: float = 0.0
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class LatencyTable:
         scatter: list[dict[str, float | None]] = []
         errors: list[float] = []
         alone: list[float] = []
+        noise = [s.noise for s in self.samples if s.held_out]
         for i, (sample, factor) in enumerate(zip(self.samples, drift(self.samples), strict=True)):
             if not sample.held_out:
                 continue
@@ -222,6 +225,10 @@ class LatencyTable:
             "seconds": self.seconds,
             "holdout_median_error": float(np.median(errors)) if errors else None,
             "holdout_p90_error": float(np.quantile(errors, 0.9)) if errors else None,
+            "holdout_worst_error": max(errors, default=None),
+            "within_5_percent": _share_within(errors, 0.05),
+            "within_10_percent": _share_within(errors, 0.10),
+            "noise": float(np.median(noise)) if noise else None,
             "isolated_median_error": float(np.median(alone)) if alone else None,
             "scatter": scatter,
         }
@@ -349,15 +356,14 @@ def _shared_out(samples: Sequence[Sample], total: Floats) -> dict[str, Floats]:
     return {n: own[:, i] for i, n in enumerate(names)}
 
 
-def drift(samples: Sequence[Sample], window: int = 5) -> Floats:
-    """Factor for each sample that takes the machine's drift out: dense latency overall over dense latency then.
+def _share_within(errors: Sequence[float], bound: float) -> float | None:
+    return sum(e <= bound for e in errors) / len(errors) if errors else None
 
-    The latter is a running median over `window` samples, so that noise of the reference is not taken for drift.
-    """
+
+def drift(samples: Sequence[Sample]) -> Floats:
+    """Factor for each sample that takes the machine's drift out: dense latency overall over dense latency then."""
     dense = np.asarray([s.dense_ms for s in samples], np.float64)
-    half = window // 2
-    near = np.asarray([np.median(dense[max(i - half, 0) : i + half + 1]) for i in range(len(dense))])
-    return np.asarray(np.median(dense) / near, np.float64)
+    return np.asarray(np.median(dense) / dense, np.float64)
 
 
 def table_folder(root: Path, key: Mapping[str, Any]) -> Path:
