@@ -38,7 +38,7 @@ def pruned(shell: Shell) -> tuple[Run, Done]:
     with pytest.MonkeyPatch.context() as patch:  # no width of an interval is asserted here
         for name in ("QUICK", "FULL"):
             patch.setattr(job, name, replace(getattr(job, name), limit_s=2.0))
-        done = shell(*PRUNE, "--speedup", "1.2", "--precision", "int8", *QUICK, "--out", "int8", "--json")
+        done = shell(*PRUNE, "--speedup", "1.02", "--precision", "int8", *QUICK, "--out", "int8", "--json")
     assert done.code in (0, 1, 3), done.err
     return Run(shell.folder / "int8"), done
 
@@ -50,7 +50,7 @@ def test_every_kernel_of_a_quantised_network_finds_its_region(runtime: str, subj
     here = replace(subject, runtime=runtime)
     table = profile(
         here.build, here.regions, here.widths, here.runner, here.key(),
-        model=here.dense_onnx, samples=2, holdout=1, repeats=4,
+        model=here.dense_onnx, samples=4, holdout=1, repeats=4,
     )  # fmt: skip
     assert "int8" == table.key["precision"]
     convolutions = [r.name for r in here.regions if r.op == "Conv"]
