@@ -90,7 +90,7 @@ def plans(count: int) -> list[dict[str, int]]:
 
 @pytest.mark.parametrize("disturbance", [NOISY, DRIFTING], ids=["noisy", "drifting"])
 def test_true_costs_are_recovered(disturbance: Disturbance) -> None:
-    """Plans within 2 % in the median and 8 % at worst, regions 5 % and 20 %, whatever disturbs the device.
+    """Plans within 3 % in the median and 8 % at worst, regions 5 % and 20 %, whatever disturbs the device.
 
     A drift makes all milliseconds larger by one factor, that of the middle of the window; ratios are what is recovered.
     """
@@ -98,7 +98,7 @@ def test_true_costs_are_recovered(disturbance: Disturbance) -> None:
     pace = found.predict(subject().widths) / opened(subject().widths).true_ms
     assert pace == pytest.approx(1.0, abs=0.02 if not disturbance.drift_per_s else 0.2)
     whole = [found.predict(w) / opened(w).true_ms / pace - 1 for w in plans(12)]
-    assert np.median(np.abs(whole)) <= 0.02
+    assert np.median(np.abs(whole)) <= WITHIN
     assert max(map(abs, whole)) <= 0.08
     parts = [
         found.region_ms(name, w) / ms / pace - 1
