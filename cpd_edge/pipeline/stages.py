@@ -94,9 +94,9 @@ def begin(record: store.Run, start: Path) -> None:
     if "start" in record.record or any((record / "checkpoints").glob("step-*")):
         return
     other = store.Run(start)
-    for name in ("dense.pt2", "dense.onnx", "table.json"):
-        if (other / name).exists():
-            store.write_bytes(record / name, (other / name).read_bytes())
+    for path in (other / "dense.pt2", other / "table.json", *other.folder.glob("dense*.onnx")):
+        if path.exists():
+            store.write_bytes(record / path.name, path.read_bytes())
     if (other / "plan.json").exists():
         plan = {k: v for k, v in store.read_json(other / "plan.json").items() if k != "format"}
         student = Student(networks.load(other / "pruned.pt2"), plan_from_json(plan), ())
