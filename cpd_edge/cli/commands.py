@@ -38,7 +38,7 @@ from cpd_edge.cli.options import (
 from cpd_edge.cli.plan_commands import register as register_plans
 from cpd_edge.cli.sweep_command import register as register_sweep
 from cpd_edge.cli.table_commands import register as register_tables
-from cpd_edge.cli.text import comb_text, doctor_text, gpu_text, profile_text, summary
+from cpd_edge.cli.text import comb_text, doctor_text, gpu_text, profiles_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.types import EXIT_CODES, Budget, Limits
@@ -222,11 +222,11 @@ def profile(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure the latency table of MODEL on the device."""
+    """Measure the latency table of MODEL on the device, or on several at once: --device orin,nano."""
     with told(as_json) as (_, progress):
-        from cpd_edge.pipeline.verbs import profile as work
+        from cpd_edge.pipeline.profiles import profile as work
 
-        found = work(
+        found, code = work(
             model,
             shape(input_shape),
             weights,
@@ -241,7 +241,8 @@ def profile(
             fresh=fresh,
             progress=progress,
         )
-    show(found, as_json, profile_text)
+    show(found, as_json, profiles_text)
+    raise typer.Exit(code)
 
 
 @app.command()

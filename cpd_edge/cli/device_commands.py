@@ -61,10 +61,13 @@ def list_(as_json: Json = False) -> None:
 def probe(name: Name, as_json: Json = False) -> None:
     """Show what a device is, its state, and its runtimes. Nothing is measured."""
     with told(as_json):
+        from cpd_edge.measure.descriptions import matching
         from cpd_edge.measure.devices import get
         from cpd_edge.measure.station import probe as work
 
         found = {"name": name, **work(get(name))}
+        known = matching(found["device"], found["memory_bytes"], found["machine"])
+        found["description"] = None if known is None else known.name
     show(found, as_json, _probe_text)
 
 
@@ -102,6 +105,7 @@ def _probe_text(found: dict[str, Any]) -> str:
     state = [found[key] for key in ("power_mode", "clocks", "governor") if found[key] not in ("", "unknown")]
     rows = {
         "device": f"{found['device']}, {found['machine']}, {found['cores']} cores",
+        "described": _described(found["description"]),
         "system": f"{found['os']} {found['kernel']}" + (f", L4T {found['l4t']}" if found["l4t"] else ""),
         "state": ", ".join(state) or "says nothing of power mode, clocks or governor",
         "memory": f"{found['memory_available_bytes'] / _GIB:.1f} of {found['memory_bytes'] / _GIB:.1f} GiB available",
@@ -112,3 +116,15 @@ def _probe_text(found: dict[str, Any]) -> str:
         "in use": "no" if lock is None else f"by {lock['holder']} since {lock['since']}",
     }
     return "\n".join(f"{label:<12} {text}" for label, text in rows.items())
+
+
+def _described(name: str | None) -> str:
+    """What public documents say of such a device, briefly."""
+    if name is None:
+        return "in no file of profiles/devices"
+    from cpd_edge.measure.descriptions import description
+
+    found = description(name)
+    facts = [found.arch, f"{found.dla_cores} DLA cores" if found.dla_cores else None, found.memory_type]
+    rails = f"total of {' + '.join(found.total_rails)} is {found.total_scope}" if found.total_rails else None
+    return ", ".join([f"{name}.json", *(fact for fact in (*facts, rails) if fact)])

@@ -101,6 +101,17 @@ def profile_text(r: dict[str, Any]) -> str:
     )
 
 
+def profiles_text(r: dict[str, Any]) -> str:
+    """One table's quality, or that of each device."""
+    if "devices" not in r:
+        return profile_text(r)
+    said = {
+        name: f"{found['error']}: {found['message']}\n  {found['hint']}" if "error" in found else profile_text(found)
+        for name, found in r["devices"].items()
+    }
+    return "\n".join(f"{name}: {text}" for name, text in said.items())
+
+
 def solve_text(r: dict[str, Any]) -> str:
     """A plan as text."""
     widths = "\n".join(f"  {name:<40} {was:5d} -> {now}" for name, (was, now) in r["widths"].items())

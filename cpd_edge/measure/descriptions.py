@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -179,6 +180,39 @@ def description(name: str) -> DeviceDescription:
     if name not in known:
         raise UsageError(f"no device description is called {name!r}", hint=f"there are {', '.join(known)}")
     return known[name]
+
+
+def matching(model: str, memory_bytes: int, machine: str = "") -> DeviceDescription | None:
+    """The description of a board that calls itself `model`, or None: no guess is better than a wrong board.
+
+    Every word of the title's board must be in the model's name, and of several the one with the most words is meant
+    (`Orin Nano` is no `Nano`); the memory that the system sees is a little less than the board's.
+
+    Args:
+        model: the device tree's, or a processor's name.
+        memory_bytes: that the system sees; 0 where that is not known.
+        machine: architecture, as `uname -m` says it.
+    """
+    said = _words(model)
+    fits = [
+        found
+        for found in descriptions().values()
+        if found.kind != "gpu"
+        and _board(found) <= said
+        and (found.memory_bytes is None or memory_bytes <= found.memory_bytes <= 1.5 * memory_bytes)
+    ]
+    if fits:
+        return max(fits, key=lambda found: (len(_board(found)), -(found.memory_bytes or 0)))
+    return descriptions()["cpu-x86-64"] if machine == "x86_64" else None
+
+
+def _board(found: DeviceDescription) -> frozenset[str]:
+    """The words of a title that name the board: not its memory, and not what stands behind a comma."""
+    return frozenset(word for word in _words(found.title.partition(",")[0]) if not re.fullmatch(r"\d+gb", word))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def read_description(path: Path) -> DeviceDescription:

@@ -160,7 +160,13 @@ class RemoteRunner:
         Raises:
             ModelError: it is no network from one frame to classes or a class map.
             RuntimeMissing: the device lacks Pillow.
+            UsageError: the engine does not run on ONNX Runtime's CPU provider.
         """
+        if self.environment["runtime"] != RUNTIME:
+            raise UsageError(
+                f"--end-to-end around {self.environment['runtime']} on another device",
+                hint=f"there the stages go around --runtime {RUNTIME} only: leave out --end-to-end",
+            )
         shape = tuple(int(n) for n in str(self.environment["shape"]).split("x"))
         plan, code = camera.plan(shape), self._station.send(stages_source())
         try:

@@ -101,6 +101,13 @@ class Loopback:
         """A client with a key that the host does not know."""
         return self._client("intruder", "known_hosts", "other_key")
 
+    def jumping(self) -> Path:
+        """A client whose config knows this host by the alias `behind`, through itself as the jump host."""
+        host = ["  HostName 127.0.0.1", f"  Port {self.port}", f"  User {getpass.getuser()}"]
+        return self._client(
+            "jumping", "known_hosts", "user_key", "Host jump", *host, "Host behind", *host, "  ProxyJump jump"
+        )
+
     def _served(self) -> subprocess.Popen[bytes]:
         sshd = shutil.which("sshd", path=os.defpath + ":/usr/sbin:/usr/local/sbin")
         assert sshd is not None

@@ -20,6 +20,7 @@ from cpd_edge.measure.descriptions import (
     Source,
     description,
     descriptions,
+    matching,
     read_description,
 )
 
@@ -80,6 +81,40 @@ def test_an_unknown_name_lists_the_known() -> None:
     assert "NVIDIA Jetson Nano 4GB" == description("jetson-nano").title
     with pytest.raises(UsageError, match=r"'jetson-nona'(.|\n)*jetson-nano"):
         description("jetson-nona")
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("model", "memory_gib", "name"),
+    [
+        ("NVIDIA Jetson Orin Nano Developer Kit", 7.44, "jetson-orin-nano-8gb"),
+        ("NVIDIA Jetson Orin Nano Developer Kit", 3.4, "jetson-orin-nano-4gb"),
+        ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 15.3, "jetson-orin-nx-16gb"),
+        ("NVIDIA Jetson AGX Orin Developer Kit", 61.4, "jetson-agx-orin-64gb"),
+        ("NVIDIA Jetson AGX Orin Developer Kit", 29.9, "jetson-agx-orin-32gb"),
+        ("NVIDIA Jetson AGX Thor Developer Kit", 122.8, "jetson-agx-thor-t5000"),
+        ("NVIDIA Jetson Xavier NX Developer Kit", 6.8, "jetson-xavier-nx-8gb"),
+        ("NVIDIA Jetson Nano Developer Kit", 3.87, "jetson-nano"),
+        ("NVIDIA Jetson Nano 2GB Developer Kit", 1.9, None),
+        ("NVIDIA Jetson Xavier NX Developer Kit", 15.3, None),
+        ("Raspberry Pi 5 Model B Rev 1.0", 7.8, "raspberry-pi-5"),
+        ("Raspberry Pi 3 Model B Plus Rev 1.3", 0.9, None),
+        ("Jetson-AGX", 31.1, None),
+    ],
+)
+def test_a_board_finds_its_own_description(model: str, memory_gib: float, name: str | None) -> None:
+    """By what its device tree calls it and by its memory; a board that none describes finds none."""
+    found = matching(model, int(memory_gib * GIB), "aarch64")
+    assert name == (found and found.name)
+
+
+def test_a_processor_without_a_board_is_the_generic_one() -> None:
+    """On x86-64, and nowhere else."""
+    found = matching("Intel(R) Xeon(R) Processor", 8 * GIB, "x86_64")
+    assert found is not None and "cpu-x86-64" == found.name
+    assert matching("some board", 8 * GIB, "riscv64") is None
 
 
 GOOD: dict[str, Any] = {"name": "a", "title": "A", "kind": "gpu", "sources": []}

@@ -149,6 +149,7 @@ def test_a_device_is_added_probed_and_freed_through_a_real_sshd(tmp_path: Path) 
         assert 0 == run("add", "loop", there.url, *options)[0]
         code, _, found = run("probe", "loop")
         assert (0, "loop", None) == (code, found["name"], found["lock"])
+        assert "x86_64" != found["machine"] or "cpu-x86-64" == found["description"]
         assert found["runtimes"]["onnxruntime"]
         assert (0, None) == (run("free", "loop")[0], run("free", "loop")[2]["freed"])
         app = typer.Typer()

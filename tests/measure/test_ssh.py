@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from loopback import Loopback, served
+from loopback import Loopback, descendants, served
 
 from cpd_edge.errors import EnvironmentMismatch, ModelError, RuntimeMissing, UsageError
 from cpd_edge.measure import OnnxRunner, Protocol, compare, measure, require_comparable
@@ -112,6 +113,20 @@ def test_a_host_whose_key_is_unknown_is_not_talked_to(loop: Loopback) -> None:
     with pytest.raises(DeviceError, match=f"ssh -F .*stranger -p {loop.port}") as caught:
         probe(loop.device(config=loop.stranger()))
     assert "host-key" == caught.value.name
+
+
+def test_an_alias_behind_a_jump_host_is_reached_as_the_config_says(loop: Loopback) -> None:
+    """Alias, port, user and ProxyJump are ssh's: the address is the alias alone, and two connections carry it."""
+    there = replace(loop.device("behind", config=loop.jumping()), url="ssh://behind")
+    with contextlib.closing(Session(there, lambda _: None).link) as link:
+        assert sum("-W" in arguments(pid) for pid in descendants(link.process.pid)) == 1
+    assert os.cpu_count() == probe(there)["cores"]
+
+
+def arguments(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return []
 
 
 def test_a_key_that_is_not_let_in_is_named(loop: Loopback) -> None:

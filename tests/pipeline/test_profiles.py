@@ -1,0 +1,56 @@
+"""Laws of profiling on several devices at once: each gets its table or its error, and none loses another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli.shell import Shell
+from measure.loopback import served
+
+from cpd_edge.errors import UsageError
+from cpd_edge.measure import devices
+from cpd_edge.measure.devices import Device
+from cpd_edge.pipeline.profiles import profile
+
+NETWORK = ("zoo:resnet8", "--input", "1,8,8", "--num-classes", "4", "--samples", "8")
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A device that is there, through a real sshd, and one where nobody listens."""
+    monkeypatch.setenv("CPD_EDGE_CONFIG", str(tmp_path / "config"))
+    (tmp_path / "sshd").mkdir()
+    loop = served(tmp_path / "sshd")
+    devices.add(loop.device("there"))
+    devices.add(Device("gone", "ssh://127.0.0.1:1", ssh_config=str(loop.config)))
+    yield
+    loop.close()
+
+
+def test_one_device_that_fails_does_not_lose_the_other(two: None, shell: Shell) -> None:
+    """The table of the one is kept and reported; the other's error is named, and is the exit code."""
+    done = shell("profile", *NETWORK, "--device", "gone,there", "--profiles", "tables", "--json")
+    assert 4 == done.code, done.err
+    found = done.json["devices"]
+    assert ["gone", "there"] == list(found)
+    assert "DeviceError" == found["gone"]["error"] and "cannot be reached" in found["gone"]["message"]
+    assert found["there"]["environment"]["device"].startswith("there: ")
+    assert (shell.folder / found["there"]["table"] / "table.json").is_file()
+
+
+@pytest.mark.parametrize("names", ["a,a", "a,", ",", "local,local"])
+def test_a_name_twice_or_none_is_refused(names: str) -> None:
+    """Before any work."""
+    with pytest.raises(UsageError, match="--device orin,nano"):
+        profile("zoo:resnet8", device=names, progress=lambda *_: None)
+
+
+def test_an_unknown_name_among_others_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is begun on the others."""
+    monkeypatch.setenv("CPD_EDGE_CONFIG", str(tmp_path))
+    with pytest.raises(UsageError, match="cpd-edge devices add"):
+        profile("zoo:resnet8", device="local,nobody", progress=lambda *_: None)
