@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli.shell import Shell
 from measure.loopback import served
+from typer.testing import CliRunner
 
+from cpd_edge.cli.commands import app
 from cpd_edge.errors import UsageError
 from cpd_edge.measure import devices
 from cpd_edge.measure.devices import Device
@@ -29,15 +31,16 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     loop.close()
 
 
-def test_one_device_that_fails_does_not_lose_the_other(two: None, shell: Shell) -> None:
+def test_one_device_that_fails_does_not_lose_the_other(two: None, tmp_path: Path) -> None:
     """The table of the one is kept and reported; the other's error is named, and is the exit code."""
-    done = shell("profile", *NETWORK, "--device", "gone,there", "--profiles", "tables", "--json")
-    assert 4 == done.code, done.err
-    found = done.json["devices"]
+    words = ("profile", *NETWORK, "--device", "gone,there", "--profiles", str(tmp_path / "tables"), "--json")
+    done = CliRunner().invoke(app, words)
+    assert 4 == done.exit_code, done.stderr
+    found = json.loads(done.stdout)["devices"]
     assert ["gone", "there"] == list(found)
     assert "DeviceError" == found["gone"]["error"] and "cannot be reached" in found["gone"]["message"]
     assert found["there"]["environment"]["device"].startswith("there: ")
-    assert (shell.folder / found["there"]["table"] / "table.json").is_file()
+    assert (Path(found["there"]["table"]) / "table.json").is_file()
 
 
 @pytest.mark.parametrize("names", ["a,a", "a,", ",", "local,local"])
