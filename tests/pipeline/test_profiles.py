@@ -31,6 +31,7 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     loop.close()
 
 
+@pytest.mark.slow
 def test_one_device_that_fails_does_not_lose_the_other(two: None, tmp_path: Path) -> None:
     """The table of the one is kept and reported; the other's error is named, and is the exit code."""
     words = ("profile", *NETWORK, "--device", "gone,there", "--profiles", str(tmp_path / "tables"), "--json")
