@@ -98,7 +98,7 @@ def test_python_goes_on_with_the_same_sweep(
     """`cpd_edge.sweep` is the same thing: what is finished is not done again, and the record is equal."""
     monkeypatch.chdir(shell.folder)
     before = {p: p.stat().st_mtime_ns for p in swept.glob("*/*.onnx")}
-    settings = {"steps": 1, "epochs": 0.5, "samples": 8, "rounds": 2}
+    settings = {"steps": 1, "epochs": 0.5, "samples": 8, "rounds": 2, "profiles": "swept-tables"}
     found = cpd_edge.sweep(
         "mine.py:make_net", "mine.py:make_data", speedups=[1.2, 1.5, 500], out="swept", resume=True, **settings
     )
