@@ -400,7 +400,7 @@ class _Bench:
 
     def _window(self, runner: Runner, dense: Runner, data: bytes, repeats: int) -> tuple[_Window, Times]:
         """The network and the dense one in turns, with a profile of the network in their middle."""
-        few, part = max(min(repeats // 8, 6), 1), -(-repeats // 4)
+        few, part = max(min(repeats // 4, 6), 1), -(-repeats // 4)
         before = involuntary_switches()
         ours, theirs = [], []
         times: Times | None = None
