@@ -3,7 +3,7 @@
 One row a table, sample and region. What belongs to the table or to the sample is repeated in its rows; a table that is
 read back is fitted again, from its own samples.
 
-Format history: 1, the first.
+Format history: 1, the first; 2, `noise`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cpd_edge.types import Region
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1
+FORMAT = 2
 TEXT, WHOLE, REAL, TRUTH, DATA = "text", "whole number", "number", "true or false", "JSON"
 OF_THE_TABLE = {
     "format": WHOLE, "device": TEXT, "runtime": TEXT, "runtime_version": TEXT, "precision": TEXT, "threads": WHOLE,
@@ -31,7 +31,7 @@ OF_THE_TABLE = {
 }  # fmt: skip
 OF_THE_SAMPLE = {
     "sample": WHOLE, "held_out": TRUTH, "widths": DATA, "total_ms": REAL, "dense_ms": REAL, "rest_ms": REAL,
-    "reformats_ms": REAL, "isolated_ms": REAL,
+    "reformats_ms": REAL, "noise": REAL, "isolated_ms": REAL,
 }  # fmt: skip
 OF_THE_REGION = {"region": TEXT, "op": TEXT, "fqn": TEXT, "geometry": TEXT, "described": DATA}
 MEASURED = {"reads": WHOLE, "writes": WHOLE, "ms": REAL, "kernels": WHOLE}
@@ -70,7 +70,7 @@ def _rows(table: LatencyTable) -> Iterator[dict[str, Any]]:
     for i, s in enumerate(table.samples):
         of_sample = {
             "sample": i, "held_out": s.held_out, "widths": _text(s.widths), "total_ms": s.total_ms,
-            "dense_ms": s.dense_ms, "rest_ms": s.rest_ms, "reformats_ms": s.reformats_ms,
+            "dense_ms": s.dense_ms, "rest_ms": s.rest_ms, "reformats_ms": s.reformats_ms, "noise": s.noise,
             "isolated_ms": table.isolated_ms.get(i),
         }  # fmt: skip
         for region, of_region in regions:
@@ -105,7 +105,10 @@ def from_frame(frame: pd.DataFrame, source: str) -> list[LatencyTable]:
     for at, row in enumerate(frame[list(COLUMNS)].to_dict("records")):
         read = {name: _value(row[name], kind, f"{source}, row {at + 1}, {name}") for name, kind in COLUMNS.items()}
         if read["format"] != FORMAT:
-            raise TableError(f"{source}: format {read['format']} of rows, this version reads {FORMAT}")
+            raise TableError(
+                f"{source}: format {read['format']} of rows, this version reads {FORMAT}",
+                hint="pip install -U cpd-edge, here or where the file is from; then export it again",
+            )
         rows.setdefault(row["environment"], []).append(read)
     return [_table(part, source) for part in rows.values()]
 
@@ -138,7 +141,7 @@ def _value(given: object, kind: str, where: str) -> Any:
     if kind in KINDS and (not isinstance(found, KINDS[kind]) or (kind != TRUTH and isinstance(found, bool))):
         raise TableError(f"{where}: {given!r}, wanted {kind}")
     if kind == REAL and not 0 <= found < float("inf"):
-        raise TableError(f"{where}: {found}, wanted milliseconds or seconds of 0 or more")
+        raise TableError(f"{where}: {found}, wanted a number of 0 or more")
     return found
 
 
@@ -165,8 +168,8 @@ def _table(rows: Sequence[Mapping[str, Any]], source: str) -> LatencyTable:
 
 def _sample(rows: Sequence[Mapping[str, Any]]) -> Sample:
     ms, kernels = ({r["region"]: r[name] for r in rows if r[name] is not None} for name in ("ms", "kernels"))
-    alike = {name: rows[0][name] for name in ("widths", "rest_ms", "total_ms", "dense_ms", "held_out", "reformats_ms")}
-    return Sample(ms=ms, kernels=kernels, **alike)
+    alike = ("widths", "rest_ms", "total_ms", "dense_ms", "held_out", "reformats_ms", "noise")
+    return Sample(ms=ms, kernels=kernels, **{name: rows[0][name] for name in alike})
 
 
 def _region(row: Mapping[str, Any]) -> Region:
