@@ -222,7 +222,7 @@ def profile(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure the latency table of MODEL on the device, or on several at once: --device orin,nano."""
+    """Measure the latency table of MODEL on the device, or on several at once (orin,nano)."""
     with told(as_json) as (_, progress):
         from cpd_edge.pipeline.profiles import profile as work
 

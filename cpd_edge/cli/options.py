@@ -19,7 +19,13 @@ Device = Annotated[
         "--device", help="where the engine runs: local, simulated (arithmetic, to try things), or one you added"
     ),
 ]
-Runtime = Annotated[str, typer.Option("--runtime", help="what runs the engine: onnxruntime or openvino")]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        "--runtime",
+        help="what runs the engine: onnxruntime, openvino, onnxruntime-cuda, onnxruntime-tensorrt or tensorrt",
+    ),
+]
 Precision = Annotated[
     str, typer.Option("--precision", help="what the engine computes in: fp32, int8, or what else the runtime has")
 ]

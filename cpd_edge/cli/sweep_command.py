@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cpd_edge.cli.console import Interrupted, show, told
-from cpd_edge.cli.options import Data, Json, Model, Quantile
+from cpd_edge.cli.options import Data, Json, Model, Quantile, numbers
 from cpd_edge.cli.text import sweep_text
 from cpd_edge.types import EXIT_CODES
 
@@ -26,8 +26,8 @@ def register(app: typer.Typer, prune: Callable[..., None], resumed: Callable[[st
     def sweep(
         model: Model,
         data: Data,
-        budgets: Annotated[str, typer.Option(help="latency limits in milliseconds: 20,15,10")] = "",
-        speedups: Annotated[str, typer.Option(help="limits as speed-ups over the dense engine: 1.5,2,3")] = "",
+        budgets: Annotated[str | None, typer.Option(help="latency limits in milliseconds: 20,15,10")] = None,
+        speedups: Annotated[str | None, typer.Option(help="limits as speed-ups over the dense engine: 1.5,2,3")] = None,
         quantile: Quantile = 0.5,
         tolerance: Annotated[float, typer.Option(help="how far below each limit is near enough")] = 0.05,
         out: Annotated[Path | None, typer.Option(help="folder of the sweep")] = None,
@@ -47,7 +47,8 @@ def register(app: typer.Typer, prune: Callable[..., None], resumed: Callable[[st
 
             if resume and out is None:
                 raise StoreError("--resume does not say which sweep", hint="add --out SWEEP")
-            over = wanted(numbers("budgets", budgets), numbers("speedups", speedups), quantile, tolerance)
+            limits_ms, ratios = numbers(budgets, "--budgets 20,15,10"), numbers(speedups, "--speedups 1.5,2,3")
+            over = wanted(limits_ms, ratios, quantile, tolerance)
             given = {**settings, "profiles": settings["profiles"] or str(tables_root())}
             request = Request(model, data, over[0], **{**given, "protect": tuple(given["protect"] or ())})
             folder = out or new_folder(f"sweep-{model}")
@@ -64,17 +65,3 @@ def register(app: typer.Typer, prune: Callable[..., None], resumed: Callable[[st
     own = [p for p in inspect.signature(sweep, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
     sweep.__signature__ = inspect.Signature([*own[:-3], *shared, *own[-3:]])  # type: ignore[attr-defined]
     app.command()(sweep)
-
-
-def numbers(option: str, text: str) -> tuple[float, ...]:
-    """`20,15,10` as numbers.
-
-    Raises:
-        BudgetError: a part is no number.
-    """
-    from cpd_edge.errors import BudgetError
-
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise BudgetError(f"{option} {text!r}", hint=f"numbers with commas between: --{option} 3,2") from None

@@ -9,6 +9,7 @@ import pytest
 from cli.shell import Shell
 
 from cpd_edge.cli import commands
+from cpd_edge.measure.runtimes import TITLES
 from cpd_edge.types import EXIT_CODES
 
 VERBS = ("prune", "comb", "profile", "solve", "bench", "report", "doctor", "sweep")
@@ -37,6 +38,12 @@ def test_every_option_is_explained(shell: Shell, verb: str) -> None:
     options = [i for i, line in enumerate(lines) if line.startswith("  -")]
     assert done.code == 0 and "--json" in done.out
     assert [] == [lines[i] for i in options if len(lines[i].split("  ")) < 3 and not lines[i + 1].startswith("    ")]
+
+
+def test_every_runtime_is_offered(shell: Shell) -> None:
+    """The help of `--runtime` names all that there are."""
+    said = "".join(shell("profile", "--help").out.split())
+    assert [] == [name for name in TITLES if name not in said]
 
 
 @pytest.mark.parametrize("arguments", [("prun",), ("prune",), ("bench", "x.onnx", "--budgetms", "3")])
