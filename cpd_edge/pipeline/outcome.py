@@ -17,9 +17,9 @@ from cpd_edge.deploy.parity import Parity
 from cpd_edge.intake.metrics import Metric, delta_interval, interval
 from cpd_edge.layout import Widths, size
 from cpd_edge.measure import stats
-from cpd_edge.measure.devices import SIMULATED
+from cpd_edge.measure.devices import LOCAL, SIMULATED
 from cpd_edge.measure.protocol import INSIDE
-from cpd_edge.measure.runtimes import TITLES
+from cpd_edge.measure.runtimes import ON_CPU, TITLES
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.aim import Window
 from cpd_edge.pipeline.quantities import FILE_SIZE, counted, macs
@@ -40,11 +40,13 @@ REPEATS = 30
 WORST = 5
 """How many classes are listed as the ones that lost most."""
 
-LIMITS = (
-    "Latency was measured on this machine's CPU with {runtime}, one image at a time, back to back; "
-    "it says nothing of another device or runtime.",
-    "No part of this was run on a GPU or a Jetson.",
-    "Held-out plans also decide when profiling may stop, so the table's error on other plans may be a little larger.",
+MEASURED_LIMIT = (
+    "Latency was measured on {where} with {runtime}, one image at a time, back to back; "
+    "it says nothing of another device or runtime."
+)
+CPU_LIMIT = "No part of this was run on a GPU or a Jetson."
+TABLE_LIMIT = (
+    "Held-out plans also decide when profiling may stop, so the table's error on other plans may be a little larger."
 )
 
 
@@ -54,10 +56,14 @@ SIMULATED_LIMIT = (
 )
 
 
-def _limits(request: Request) -> list[str]:
+def limits_of(request: Request) -> list[str]:
     """What the numbers do not say, in words."""
-    first, *rest = (line.format(runtime=TITLES[request.runtime]) for line in LIMITS)
-    return [SIMULATED_LIMIT if request.device == SIMULATED else first, *rest]
+    if request.device == SIMULATED:
+        return [SIMULATED_LIMIT, CPU_LIMIT, TABLE_LIMIT]
+    on_cpu = request.runtime in ON_CPU
+    where = f"this machine's {'CPU' if on_cpu else 'GPU'}" if request.device == LOCAL else f"device {request.device}"
+    measured = MEASURED_LIMIT.format(where=where, runtime=TITLES[request.runtime])
+    return [measured, *([CPU_LIMIT] if on_cpu and request.device == LOCAL else []), TABLE_LIMIT]
 
 
 def interval_from(data: Mapping[str, Any]) -> Interval:
@@ -149,7 +155,7 @@ def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
         hashes={f: hashlib.sha256((run / f).read_bytes()).hexdigest() for f in files},
         input=job.task.data.contract(),
         size_bytes={n: (run / f"{n}.onnx").stat().st_size for n in ("dense", "pruned")},
-        limits=_limits(job.request),
+        limits=limits_of(job.request),
         reason=_reason(run.record, window, budget.tolerance),
         verdict=window.verdict,
     )
