@@ -153,15 +153,15 @@ class Request:
         return cls(budget=budget, **rest)
 
     def require_same(self, recorded: Mapping[str, Any]) -> None:
-        """Refuses to resume a run that was asked for something else.
+        """Refuses to resume a run that was asked for something else; a setting that it did not know was the usual one.
 
         Raises:
             StoreError: names the settings that differ.
         """
-        mine = self.to_json()
-        differ = [k for k, v in mine.items() if k in recorded and recorded[k] != v and k != "profiles"]
+        mine, before = self.to_json(), {**Request(self.model, self.data, self.budget).to_json(), **recorded}
+        differ = [k for k, v in mine.items() if before[k] != v and k != "profiles"]
         if differ:
-            said = ", ".join(f"{k} was {recorded[k]!r}, now {mine[k]!r}" for k in differ[:4])
+            said = ", ".join(f"{k} was {before[k]!r}, now {mine[k]!r}" for k in differ[:4])
             raise StoreError(
                 f"the run to resume was asked for something else: {said}", hint="give the same settings, or a new --out"
             )

@@ -37,11 +37,12 @@ def solve(
         also: other devices' tables of this model, each as `TABLE=MS` with its limit in that table's milliseconds.
 
     Raises:
-        UsageError: a table that is none, or was measured for another model.
+        UsageError: a table that is none or was measured for another model, or a limit that the run's precision lacks.
         InfeasibleError: no plan meets the limits.
     """
     run = store.Run(folder)
-    request = Request.from_json(run.record["request"])
+    typed = {f"max_{name}": most for name, most in vars(limits or Limits()).items() if most is not None}
+    request = replace(Request.from_json(run.record["request"]), **typed)
     if not (run / "table.json").exists():
         raise DataError(
             f"{folder} has no table yet", hint="let the run finish its profile: cpd-edge prune ... --resume"
@@ -50,8 +51,7 @@ def solve(
     others = _distinct([_elsewhere(text, table) for text in also], also)
     network = networks.load(run / "dense.pt2")
     constraints = request.constraints
-    typed = {name: most for name, most in vars(limits or Limits()).items() if most is not None}
-    limits = replace(constraints.limits, **typed)
+    limits = constraints.limits
     subject = Subject.of(network, network.input_shape, runtime=request.runtime) if limits.any else None
     combed = subject.combed if subject else comb(network, network.input_shape)
     groups = combed.groups

@@ -96,6 +96,12 @@ def test_the_report_names_the_precision(pruned: tuple[Run, Done]) -> None:
         assert "int8" in text and "calibration images" in text and "dense, fp32" in text
 
 
+def test_bytes_of_integers_are_not_taken_for_those_of_floats(pruned: tuple[Run, Done], shell: Shell) -> None:
+    """`solve` refuses the limits that `prune` refuses, whose bytes are counted for fp32 only."""
+    done = shell("solve", "int8", "--max-size-mb", "1")
+    assert done.code == 2 and "bytes are counted for fp32 only" in done.err and "--max-params" in done.err
+
+
 def test_a_precision_that_a_runtime_lacks_is_refused_at_the_door(shell: Shell) -> None:
     """Before any work."""
     done = shell(*PRUNE, "--speedup", "2", "--precision", "fp16", "--out", "half")

@@ -1,0 +1,42 @@
+"""Laws of the request: what it was asked for stays, and what it says of itself is true where it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cpd_edge.errors import StoreError
+from cpd_edge.measure.devices import Device, add
+from cpd_edge.pipeline.outcome import limits_of
+from cpd_edge.pipeline.request import Request
+from cpd_edge.types import Budget
+
+HALF = Budget(speedup=2)
+
+
+def test_a_run_of_an_older_version_was_asked_for_the_usual_settings() -> None:
+    """A setting that its record lacks was what it is by default, so no other one is taken on the way."""
+    older = {k: v for k, v in Request("m.py:net", "digits", HALF).to_json().items() if k not in ("precision", "refine")}
+    Request("m.py:net", "digits", HALF).require_same(older)
+    with pytest.raises(StoreError, match="precision was 'fp32', now 'int8'"):
+        Request("m.py:net", "digits", HALF, precision="int8").require_same(older)
+
+
+@pytest.mark.parametrize(
+    ("device", "runtime", "where", "no_gpu"),
+    [
+        ("local", "openvino", "measured on this machine's CPU with OpenVINO", True),
+        ("local", "tensorrt", "measured on this machine's GPU with TensorRT", False),
+        ("orin", "onnxruntime", "measured on device orin with ONNX Runtime", False),
+        ("simulated", "onnxruntime", "the device is simulated", True),
+    ],
+)
+def test_a_report_says_where_it_was_measured(
+    device: str, runtime: str, where: str, no_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that no GPU took part only where that is known."""
+    monkeypatch.setenv("CPD_EDGE_CONFIG", str(tmp_path))
+    add(Device("orin", "ssh://orin"))
+    said = limits_of(Request("m.py:net", "digits", HALF, device=device, runtime=runtime))
+    assert where in said[0] and no_gpu == any("on a GPU or a Jetson" in line for line in said)
