@@ -24,7 +24,7 @@ from cpd_edge.measure.engine_runner import EngineRunner, runtime_module
 from cpd_edge.measure.remote import UntypedModel, device_runner
 from cpd_edge.measure.runtimes import TENSORRT, ModelRunner
 from cpd_edge.pipeline.engines import build
-from cpd_edge.store import write_bytes
+from cpd_edge.store import held, write_bytes
 
 KEEP_BYTES = 4 << 30
 """Engines that are kept, the ones used last."""
@@ -77,16 +77,17 @@ def engine_of(model: Path | bytes, precision: str = "fp32", batch: int = 1) -> P
     folder = cache_folder() / "engines"
     name = _name(data, trt.__version__, gpu, spec)
     engine = folder / f"{name}.plan"
-    if engine.is_file() and record_path(engine).is_file():
-        os.utime(engine)
-        return engine
-    source = folder / f"{name}.onnx"
-    write_bytes(source, data)
-    try:
-        build(source, TENSORRT, spec, out=engine)
-    finally:
-        source.unlink()
-    _trim(folder, engine)
+    with held(cache_folder()):  # a builder times kernels: two at once would disturb each other
+        if engine.is_file() and record_path(engine).is_file():
+            os.utime(engine)
+            return engine
+        source = folder / f"{name}.onnx"
+        write_bytes(source, data)
+        try:
+            build(source, TENSORRT, spec, out=engine)
+        finally:
+            source.unlink()
+        _trim(folder, engine)
     return engine
 
 
