@@ -109,7 +109,8 @@ def _subject(request: Request, input_shape: tuple[int, ...], progress: Progress)
     model = load_model(request.model, weights, num_classes=classes, in_channels=channels)
     if task is not None:
         check_model(task, model)
-    subject = Subject.of(model, input_shape, request.threads, request.runtime, request.device)
+    where = (request.threads, request.runtime, request.device, request.precision)
+    subject = Subject.of(model, input_shape, *where)
     progress("comb", 1.0, "")
     return subject, task
 
