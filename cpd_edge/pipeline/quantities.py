@@ -95,8 +95,9 @@ def file_size(subject: Subject) -> Quantity:
     weights = []
     for held in model.graph.initializer:
         within = frozenset.intersection(*readers.get(held.name, [frozenset()]))
-        shape, bits = tuple(held.dims), _bytes_of(held.data_type)
-        weights.append(_tensor(held.name, shape, bits, subject.layouts.get(held.name, ()), tuple(sorted(within))))
+        shape, bytes_each = tuple(held.dims), _bytes_of(held.data_type)
+        dims = subject.layouts.get(held.name, ())
+        weights.append(_tensor(held.name, shape, bytes_each, dims, tuple(sorted(within))))
     rest = PROVENANCE + model.ByteSize() - sum(w.times * prod(d.extent for d in w.dims) for w in weights)
     return Quantity(FILE_SIZE, "bytes", ((Amount(rest, name="the graph"), *weights),))
 
