@@ -32,6 +32,10 @@ def bench(
     runtime: Runtime = "onnxruntime",
     device: Device = "local",
     threads: Threads = 1,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="what engines are made in; fp32, or as the file says, if not given"),
+    ] = None,
     limit_s: Annotated[float, typer.Option(help="longest time to sample [s]")] = 30.0,
     target: Annotated[float, typer.Option(help="relative half-width of the interval to stop at")] = 0.01,
     period_ms: Annotated[float | None, typer.Option(help="one inference per period, as a camera asks for them")] = None,
@@ -75,6 +79,7 @@ def bench(
             runtime=runtime,
             device=device,
             threads=threads,
+            precision=precision,
             limit_s=limit_s,
             target=target,
             period_ms=period_ms,

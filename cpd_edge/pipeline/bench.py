@@ -19,11 +19,12 @@ from cpd_edge.measure.environment import pin
 from cpd_edge.measure.frames import Camera
 from cpd_edge.measure.protocol import Protocol, Runner, compare, measure
 from cpd_edge.measure.remote import require_device
-from cpd_edge.measure.runtimes import require_runtime
+from cpd_edge.measure.runtimes import require_known, require_precision, require_runtime
 from cpd_edge.measure.sensing import IDLE_S, idle_power, observed, sensing
 from cpd_edge.measure.telemetry import LEAST_S
 from cpd_edge.pipeline.engines import open_runner
 from cpd_edge.pipeline.opening import open_model
+from cpd_edge.pipeline.precision import require_computed
 from cpd_edge.profile.regions import find_regions
 from cpd_edge.types import Budget, Measurement
 
@@ -39,6 +40,7 @@ def bench(
     runtime: str = "onnxruntime",
     device: str = "local",
     threads: int,
+    precision: str | None = None,
     limit_s: float,
     target: float,
     period_ms: float | None,
@@ -51,9 +53,17 @@ def bench(
     """Times an engine, alone or paired with a reference; from a camera's frame to a result where one is given.
 
     With `energy`, the idle power is looked at first, and sampling takes long enough for an energy. Engines stay on
-    `cpus` of this machine where some are given.
+    `cpus` of this machine where some are given. Those that are made of ONNX files are made in `precision`; without one
+    the file says what a CPU computes in, and TensorRT builds in fp32.
+
+    Raises:
+        EnvironmentMismatch: the engine computes in another precision than was asked for.
+        CpdError: bad input, or what is missing.
     """
     require_device(device, runtime)
+    if precision is not None:
+        require_known(runtime)
+        require_precision(precision, runtime)
     if cpus and device != LOCAL:
         raise UsageError(f"--pin on device {device}", hint="--pin is for this machine: --device local")
     if device == SIMULATED and (camera is not None or energy):
@@ -76,8 +86,10 @@ def bench(
         progress("bench", fraction, text)
 
     def opened(path: Path) -> Runner:
-        built = record_path(path).exists()
-        runner = open_runner(path) if built else open_model(device, runtime, path, threads=threads)
+        if record_path(path).exists():
+            runner: Runner = open_runner(path)
+        else:
+            runner = open_model(device, runtime, path, threads=threads, precision=precision or "fp32")
         if camera is None:
             return runner
         with contextlib.ExitStack() as undo:
@@ -88,6 +100,8 @@ def bench(
 
     reference_found: Measurement | None = None
     with pin(cpus), contextlib.closing(opened(engine)) as runner, sensing(runner) as sensors:
+        if precision is not None:
+            require_computed(runner.environment, precision)
         if energy:
             progress("idle", 0.0, f"{IDLE_S:g} s of idle power")
         idle = idle_power(sensors) if energy else None

@@ -105,6 +105,7 @@ def view(data: Mapping[str, Any]) -> Report:
             for name, text in (
                 ("Device", request.text("device")),
                 ("Runtime", request.text("runtime")),
+                ("Precision", request.text("precision")),
                 ("Data", request.text("data")),
                 ("Sweep", Record(data).text("sweep")),
             )

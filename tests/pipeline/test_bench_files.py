@@ -64,6 +64,14 @@ def test_a_simulated_device_runs_everything_alike_twice_and_says_what_it_is(shel
     assert (shell(*words, "--end-to-end").code, shell(*words, "--pin", "0").code) == (2, 2)
 
 
+def test_a_precision_is_what_the_engine_computes_in_or_refused(shell: Shell, engine: str) -> None:
+    """A file in fp32 is not timed as int8, and a precision that the runtime lacks is refused before anything runs."""
+    said = {name: shell("bench", engine, *SHORT, "--precision", name) for name in ("fp32", "int8", "fp16")}
+    assert [0, 4, 2] == [done.code for done in said.values()]
+    assert "int8 was asked for, onnxruntime computes in fp32" in said["int8"].err
+    assert "does not compute in fp16" in said["fp16"].err
+
+
 def test_loads_and_first_inference_are_apart(shell: Shell, engine: str) -> None:
     """Three numbers, none of which is in the latency."""
     found = shell("bench", engine, *SHORT, "--json").json

@@ -21,6 +21,7 @@ from cpd_edge.measure import engine_runner
 from cpd_edge.measure.driver import find_gpu
 from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.measure.runtimes import require_runtime
+from cpd_edge.pipeline import bench as bench_module
 from cpd_edge.pipeline import engines, opening
 from cpd_edge.pipeline.opening import engine_of, open_model
 from cpd_edge.pipeline.plans import best_plans, posed
@@ -104,6 +105,19 @@ def test_an_engine_computes_what_the_model_does(subject: Subject, cuda: Computin
         contextlib.closing(OnnxRunner(data)) as ort,
     ):
         np.testing.assert_allclose(engine.outputs(feed), ort.outputs(feed), rtol=1e-4, atol=1e-5)
+
+
+def test_bench_times_the_precision_that_is_asked_for(
+    subject: Subject, cuda: ComputingCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an ONNX file TensorRT builds an engine in it, so that what `prune` measured can be measured again."""
+    monkeypatch.setattr(bench_module, "require_runtime", lambda runtime, device: None)
+    (tmp_path / "net.onnx").write_bytes(subject.build(subject.widths))
+    found = bench_module.bench(
+        tmp_path / "net.onnx", None, budget_ms=None, quantile=0.5, runtime="tensorrt", threads=1, precision="fp16",
+        limit_s=0.2, target=0.5, period_ms=None, out=None, progress=lambda *_: None,
+    )  # fmt: skip
+    assert ("tensorrt", "fp16") == (found["environment"]["runtime"], found["environment"]["precision"])
 
 
 def test_kept_engines_stay_within_a_limit(
