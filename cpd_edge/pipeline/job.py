@@ -34,6 +34,7 @@ from cpd_edge.measure.protocol import Protocol, compare, measure
 from cpd_edge.measure.runtimes import ModelRunner
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
+from cpd_edge.pipeline.loop import close_loop
 from cpd_edge.pipeline.opening import open_model
 from cpd_edge.pipeline.plans import on_device, plan_for, plans_for
 from cpd_edge.pipeline.precision import PARITY, calibration_images
@@ -44,14 +45,12 @@ from cpd_edge.pipeline.steps import (
     START,
     Progress,
     Student,
-    Trial,
     cut_student,
     importance_of,
     load_student,
     plan_from_json,
     save_student,
     teach,
-    trial_from_json,
 )
 from cpd_edge.pipeline.subject import Subject, save_groups
 from cpd_edge.profile.table import LatencyTable, table_folder
@@ -258,56 +257,10 @@ class Job:
         except InfeasibleError as error:
             raise on_device(error, subject.regions, subject.widths, pace, limit_ms, 0.0) from error
 
-    def close_loop(
-        self, subject: Subject, table: LatencyTable, importance: Importance, student: Student | None, name: str
-    ) -> Plan:
-        """Build, measure, refit, solve again, until the upper bound is inside the budget and within its tolerance.
-
-        Every trial is kept under the step's name, so an interrupted loop goes on with the next one.
-
-        Returns:
-            The nearest plan that passed, or the last one tried.
-
-        Raises:
-            InfeasibleError: no plan meets the limit, and none that was tried passed.
-        """
-        kept = self.checkpoints / f"{name}-trials.json"
-        trials = [trial_from_json(data) for data in store.read_json(kept)] if kept.exists() else []
-        log: list[dict[str, Any]] = list(self.run.record.get("round_log", []))
-        log += [dict(t.row) for t in trials if t.row["round"] > len(log)]
-        dense_ms = table.predict(subject.widths)
-        dense = outcome.interval_from(self.run.record["dense_latency_ms"])
-        pace, limit_ms = dense.estimate / dense_ms, aim.limit_of(self.request.budget, dense)
-        if trials:
-            pace, limit_ms = trials[-1].pace, trials[-1].row["limit_ms"]
-        while len(log) < self.request.rounds and not any(self.near(t) for t in trials):
-            delta_ms = aim.learned_delta(row["delta_ms"] for row in log)
-            target_ms = aim.table_limit_ms(limit_ms, pace, delta_ms)
-            try:
-                plan = self.chosen(subject, table, importance, target_ms, student, self.request.constraints)
-            except InfeasibleError as error:
-                if not any(t.passed for t in trials):
-                    aimed_ms = limit_ms * aim.AIM
-                    raise on_device(error, subject.regions, subject.widths, pace, aimed_ms, delta_ms) from error
-                break
-            if any(t.plan.widths == plan.widths for t in trials):
-                break
-            with self.stage("measure rounds") as tell:
-                window = self.window(subject.build_plan(plan.kept), QUICK, tell, keep=False)
-            pace, limit_ms = window.dense.estimate / dense_ms, window.limit_ms
-            log.append(outcome.round_row(len(log) + 1, window, plan, pace, delta_ms))
-            log[-1]["delta_ms"] = aim.delta_of(window, pace, plan.predicted_ms)
-            trials.append(Trial(plan, window.close, pace, log[-1]))
-            store.write_json(kept, trials)
-            self.run.update(round_log=log)
-        passed = [t for t in trials if t.passed]
-        if passed:
-            return max(passed, key=lambda t: t.close).plan
-        if trials:
-            return trials[-1].plan
-        delta_ms = aim.learned_delta(row["delta_ms"] for row in log)
-        target_ms = aim.table_limit_ms(limit_ms, pace, delta_ms)
-        return self.chosen(subject, table, importance, target_ms, student, self.request.constraints)
+    def tried(self, subject: Subject, plan: Plan) -> aim.Window:
+        """Builds a plan, untrained, and times it by the short protocol."""
+        with self.stage("measure rounds") as tell:
+            return self.window(subject.build_plan(plan.kept), QUICK, tell, keep=False)
 
     def chosen(
         self,
@@ -334,10 +287,6 @@ class Job:
         self.run.update(refined=[*self.run.record.get("refined", []), tried])
         return plan
 
-    def near(self, trial: Trial) -> bool:
-        """Whether a trial passed and its upper bound is within the budget's tolerance."""
-        return trial.passed and trial.close >= 1 - self.request.budget.tolerance
-
     def step(self, index: int, total: int, subject: Subject, table: LatencyTable, student: Student | None) -> Student:
         """One prune-and-distil step; the last one closes the loop on the device. Resumes from its own files."""
         name = f"step-{index}"
@@ -351,7 +300,7 @@ class Job:
             with self.stage("score"):
                 importance = importance_of(subject, student, self.task, self.request)
             if index >= total - 1:
-                plan = self.close_loop(subject, table, importance, student, name)
+                plan = close_loop(self, subject, table, importance, student, name)
             else:
                 plan = self.intermediate(index, total, subject, table, importance, student)
             store.write_json(planned, plan)

@@ -20,6 +20,7 @@ from cpd_edge import store
 from cpd_edge.intake.models import load_model
 from cpd_edge.intake.tasks import Task
 from cpd_edge.pipeline.job import Job
+from cpd_edge.pipeline.loop import close_loop
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import scores
 from cpd_edge.pipeline.subject import Subject
@@ -34,7 +35,7 @@ def landed(subject: Subject, request: Request, folder: Path) -> dict[str, Any]:
     store.write_bytes(run / "dense.onnx", subject.build(subject.widths))
     job.already_met(subject)
     table = job.table(subject)
-    plan = job.close_loop(subject, table, scores(subject.combed, None, request), None, "landing")
+    plan = close_loop(job, subject, table, scores(subject.combed, None, request), None, "landing")
     rounds = run.record["round_log"]
     off = [row["measured"]["high"] / row["limit_ms"] - 1 for row in rounds if row["verdict"] == "PASS"]
     best = max(off, default=None)

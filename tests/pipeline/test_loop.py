@@ -15,6 +15,7 @@ from cpd_edge.layout import Leaf
 from cpd_edge.pipeline import job as jobs
 from cpd_edge.pipeline.aim import Window, limit_of
 from cpd_edge.pipeline.job import Job
+from cpd_edge.pipeline.loop import close_loop
 from cpd_edge.pipeline.request import Request
 from cpd_edge.store import Run
 from cpd_edge.types import Budget, Importance, Interval, Plan, Region
@@ -81,7 +82,7 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             Run.create(tmp_path, request.to_json()).update(dense_latency_ms=device.interval(10.0 * device.pace))
         job = Job(request, Run(tmp_path), SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
         monkeypatch.setattr(job, "window", lambda data, *_, **__: device.window(int(data), budget))
-        plan = job.close_loop(subject, Table(), Importance({}), None, "step-0")  # type: ignore[arg-type]
+        plan = close_loop(job, subject, Table(), Importance({}), None, "step-0")  # type: ignore[arg-type]
         return plan, Run(tmp_path).record["round_log"]
 
     return close
