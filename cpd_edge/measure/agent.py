@@ -1136,8 +1136,8 @@ def computes(arguments: JSON) -> bool:
     return not kinds or any("float" in kind or "double" in kind for kind in kinds)
 
 
-def nodes(session: Any, told: tuple[str, ...] = ("op_name", "provider")) -> list[JSON]:
-    """Ends a session's profile: its runs and kernels, without what nobody reads."""
+def nodes(session: Any, told: tuple[str, ...] = ("op_name", "provider", "input_type_shape")) -> list[JSON]:
+    """Ends a session's profile: its runs and kernels, without what nobody reads; of what a kernel reads, the first."""
     path = session.end_profiling()
     with open(path, encoding="utf-8") as stream:
         events = json.load(stream)
@@ -1147,6 +1147,7 @@ def nodes(session: Any, told: tuple[str, ...] = ("op_name", "provider")) -> list
         if event["name"] == "model_run" or (event["cat"] == "Node" and event["name"].endswith("_kernel_time")):
             given = event.get("args", {})
             few = {name: given[name] for name in told if name in given}
+            few.update((name, few[name][:1]) for name in ("input_type_shape",) if name in few)
             kept.append(
                 {"name": event["name"], "cat": event["cat"], "ts": event["ts"], "dur": event["dur"], "args": few}
             )
