@@ -23,6 +23,8 @@ Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 EXIT_CODES: Mapping[str, int] = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 """Process exit code of a verdict; 2 is wrong usage, 4 an invalid environment."""
+VOID = 4
+"""Exit code of a measurement in which the device slowed itself down, whatever its verdict."""
 
 
 @dataclass(frozen=True)
@@ -356,6 +358,6 @@ class Importance:
 
 
 __all__ = [
-    "EXIT_CODES", "Amount", "Budget", "Comparison", "Constraints", "Frozen", "Group", "Groups", "Importance",
+    "EXIT_CODES", "VOID", "Amount", "Budget", "Comparison", "Constraints", "Frozen", "Group", "Groups", "Importance",
     "Interval", "Keep", "Layout", "Limits", "Measurement", "Plan", "Quantity", "Region", "Slot", "Verdict", "Widths",
 ]  # fmt: skip

@@ -10,13 +10,10 @@ import typer
 from cpd_edge.cli.console import show, told
 from cpd_edge.cli.options import BudgetMs, Device, Json, Quantile, Runtime, Threads, shape
 from cpd_edge.cli.text import bench_text
-from cpd_edge.types import EXIT_CODES
+from cpd_edge.types import EXIT_CODES, VOID
 
 if TYPE_CHECKING:
     from cpd_edge.measure.frames import Camera
-
-VOID = 4
-"""Exit code of a measurement in which the device slowed itself down: an invalid environment."""
 
 
 def register(app: typer.Typer) -> None:

@@ -41,7 +41,7 @@ from cpd_edge.cli.table_commands import register as register_tables
 from cpd_edge.cli.text import comb_text, doctor_text, gpu_text, profiles_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError
-from cpd_edge.types import EXIT_CODES, Budget, Limits
+from cpd_edge.types import EXIT_CODES, VOID, Budget, Limits
 
 CRASHED = 70
 """Exit code of an error that nobody foresaw (`EX_SOFTWARE` of sysexits): 1 is a verdict."""
@@ -176,7 +176,7 @@ def prune(
             show(Run(folder).record, as_json, summary)
             raise typer.Exit(error.exit_code) from None
     show(done.record, as_json, summary)
-    raise typer.Exit(EXIT_CODES[done.record["verdict"]])
+    raise typer.Exit(VOID if done.record.get("void") else EXIT_CODES[done.record["verdict"]])
 
 
 @app.command()

@@ -32,6 +32,7 @@ from cpd_edge.intake.tasks import Task
 from cpd_edge.measure import stats
 from cpd_edge.measure.protocol import Protocol, compare, measure
 from cpd_edge.measure.runtimes import ModelRunner
+from cpd_edge.measure.sensing import observed, sensing
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
 from cpd_edge.pipeline.loop import close_loop
@@ -212,16 +213,25 @@ class Job:
     def window(
         self, candidate: bytes, protocol: Protocol, tell: Callable[[float, str], None], keep: bool
     ) -> aim.Window:
-        """Times a candidate against the dense engine in ABBA blocks; keeps the raw samples if asked to."""
+        """Times a candidate against the dense engine in ABBA blocks; keeps the raw samples if asked to.
+
+        What is kept comes with what sensors said meanwhile: numbers of a device that slowed itself down are void.
+        """
         budget = self.request.budget
-        with self.engine("dense") as a, contextlib.closing(self.opened(candidate, self.request.precision)) as b:
+        with (
+            self.engine("dense") as a,
+            contextlib.closing(self.opened(candidate, self.request.precision)) as b,
+            sensing(b) if keep else contextlib.nullcontext() as sensors,
+        ):
             found = compare(a, b, ("dense", "pruned"), protocol, budget.quantile, progress=tell)
+            seen = observed(sensors, found.b) if sensors is not None else {}
         if keep:
             self.run.save_measurement(found.a)
             self.run.save_measurement(found.b)
             self.run.update(
-                environment=found.b.environment, steady=found.a.steady and found.b.steady, stop=found.b.stop
-            )
+                environment=found.b.environment, steady=found.a.steady and found.b.steady, stop=found.b.stop,
+                throttling=seen["throttling"], void=seen["void"],
+            )  # fmt: skip
         return aim.judge(found, budget)
 
     def gain(self) -> dict[str, Any]:

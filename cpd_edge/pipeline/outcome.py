@@ -272,6 +272,7 @@ def _checks(
 ) -> list[dict[str, Any]]:
     plan, gap, stop = student.plan, masked_gap(subject, student), str(job.run.record.get("stop"))
     median, most = report["holdout_median_error"], report["holdout_p90_error"]
+    void = [str(what) for what in job.run.record.get("void", [])]
     rows = [
         (
             "engine equals torch",
@@ -280,6 +281,7 @@ def _checks(
         ),
         ("interval inside its target", stop == INSIDE, stop),
         ("no trend while measuring", bool(job.run.record.get("steady")), "first third against last third"),
+        ("no slow-down of the device", not void, "; ".join(void) or "its sensors told of none"),
         ("optimal plan", plan.gap <= 1e-3, f"gap {plan.gap:.2%} of the objective, solved in {plan.seconds:.2f} s"),
         ("table predicts", median <= 0.05, f"held-out plans: median error {median:.1%}, 90 % within {most:.1%}"),
     ]

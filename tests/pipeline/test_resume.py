@@ -15,7 +15,7 @@ from cli.shell import Done, Shell
 from cli.worlds import PRUNE, QUICK
 
 from cpd_edge.store import Run
-from cpd_edge.types import EXIT_CODES
+from cpd_edge.types import EXIT_CODES, VOID
 
 DEATHS = (
     ("profile", 6), ("distil", 1), ("measure rounds", 0), ("bench", 0), ("layers", 0),
@@ -133,6 +133,19 @@ def test_the_exit_code_of_every_verdict(classified: tuple[Run, Done], shell: She
     Run(copy).update(verdict=verdict)
     done = shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", copy.name, "--resume")
     assert done.code == EXIT_CODES[verdict] and done.out.startswith(f"{verdict}: ")
+
+
+def test_a_device_that_slowed_itself_down_leaves_no_verdict_to_rely_on(
+    classified: tuple[Run, Done], shell: Shell
+) -> None:
+    """Its sensors are read while the verdict is taken: what they tell is a check, and exit code 4 if it voids."""
+    run, _ = classified
+    (check,) = [c for c in run.record["checks"] if c["name"] == "no slow-down of the device"]
+    assert (run.record["void"] == []) == check["passed"]
+    copy = shell.folder / "slowed"
+    shutil.copytree(run.folder, copy)
+    Run(copy).update(void=["2 over-current events (oc1)"])
+    assert shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", copy.name, "--resume").code == VOID
 
 
 @pytest.mark.parametrize(
