@@ -287,7 +287,8 @@ def tables_text(r: dict[str, Any]) -> str:
         f"held-out median error {_share(t['holdout_median_error'])}  {t['folder']}"
         for t in r["tables"]
     ]
-    return "\n".join([*lines, f"{len(lines)} tables under {r['profiles']}"])
+    old = [f"of another version's format, measured again where it is wanted: {folder}" for folder in r["outdated"]]
+    return "\n".join([*lines, *old, f"{len(lines)} tables under {r['profiles']}"])
 
 
 def exchange_text(r: dict[str, Any]) -> str:

@@ -43,14 +43,13 @@ ENDINGS = (".csv", ".parquet")
 KINDS: Mapping[str, type | tuple[type, ...]] = {TEXT: str, WHOLE: int, REAL: (int, float), TRUTH: bool}
 
 
-def stored(root: Path) -> Iterator[tuple[Path, LatencyTable]]:
-    """The finished tables under a folder, with their own, in order of path.
-
-    Raises:
-        TableError: one is of another format.
-    """
+def stored(root: Path) -> Iterator[tuple[Path, LatencyTable | None]]:
+    """The finished tables under a folder, with their own, in order of path; None for one of another format."""
     for path in sorted(root.glob("*/*/*/table.json")):
-        yield path.parent, LatencyTable.load(path)
+        try:
+            yield path.parent, LatencyTable.load(path)
+        except TableError:
+            yield path.parent, None
 
 
 def to_frame(tables: Sequence[LatencyTable]) -> pd.DataFrame:

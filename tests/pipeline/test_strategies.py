@@ -55,6 +55,7 @@ def test_what_no_strategy_reaches_is_said_in_its_row(shell: Shell) -> None:
         (("--speedup", "2", "--score", "fisher"), "--score magnitude"),
         (("--speedup", "2", "--limit-s", "0"), "--no-measure"),
         (("--speedup", "2", "--max-params", "-1"), "--max-params 5e6"),
+        (("--speedup", "2", "--precision", "fp16"), "--precision fp32 or int8"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(shell: Shell, words: tuple[str, ...], said: str) -> None:

@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 from formula_runtime import GROUPS, KEY, REGIONS, Device, build, measured
 
+from cpd_edge.cli.text import tables_text
 from cpd_edge.errors import RuntimeMissing, TableError, UsageError
 from cpd_edge.layout import Leaf, Prod, Sum
+from cpd_edge.pipeline.tables import list_tables
 from cpd_edge.profile import fit
 from cpd_edge.profile.exchange import COLUMNS, from_frame, merge, read_file, stored, to_frame, write_file
 from cpd_edge.profile.fit import Samples
 from cpd_edge.profile.library import Library, region_signature
 from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable, table_folder
-from cpd_edge.store import held
+from cpd_edge.store import held, write_json
 from cpd_edge.types import Region
 
 SPAWN = multiprocessing.get_context("fork")
@@ -204,7 +206,8 @@ def test_import_of_export_is_the_table(ending: str, tmp_path: Path, table: Laten
     back = from_frame(read_file(file), str(file))
     assert back == [table, other]
     assert [merge(t, tmp_path / "store") for t in (*back, *back)] == [len(table.samples)] * 2 + [0, 0]
-    assert sorted((t.key["signature"], t) for _, t in stored(tmp_path / "store")) == [("0123", table), ("89ab", other)]
+    kept = [t for _, t in stored(tmp_path / "store") if t is not None]
+    assert sorted((t.key["signature"], t) for t in kept) == [("0123", table), ("89ab", other)]
 
 
 def test_merging_adds_what_is_new(tmp_path: Path, table: LatencyTable) -> None:
@@ -216,8 +219,19 @@ def test_merging_adds_what_is_new(tmp_path: Path, table: LatencyTable) -> None:
         half = LatencyTable.fitted(KEY, GROUPS, SHAPED, [table.samples[i] for i in part]).with_isolated(alone)
         merge(half, tmp_path)
     [(_, whole)] = stored(tmp_path)
+    assert whole is not None
     assert whole.samples == table.samples and whole.isolated_ms == table.isolated_ms
     assert whole.models == table.models
+
+
+def test_a_table_of_another_version_hides_no_other(tmp_path: Path, table: LatencyTable) -> None:
+    """It is told of as what is not read here, beside those that are."""
+    merge(table, tmp_path)
+    old = table_folder(tmp_path, {**KEY, "signature": "89ab"}) / "table.json"
+    write_json(old, {"format": 1})
+    assert [t for _, t in stored(tmp_path)] == [table, None]
+    told = list_tables(str(tmp_path), "", "")
+    assert (1, [str(old.parent)]) == (len(told["tables"]), told["outdated"]) and str(old.parent) in tables_text(told)
 
 
 def test_a_table_of_other_regions_is_not_merged(tmp_path: Path, table: LatencyTable) -> None:
