@@ -14,7 +14,7 @@ import typer
 from cpd_edge.cli.console import Interrupted, show, told
 from cpd_edge.cli.options import Data, Json, Model, Quantile, numbers
 from cpd_edge.cli.text import sweep_text
-from cpd_edge.types import EXIT_CODES
+from cpd_edge.types import EXIT_CODES, VOID
 
 OWN = ("budget_ms", "speedup", "quantile", "tolerance", "model", "data", "out", "resume", "as_json")
 """Parameters of `prune` that are no settings, or that a sweep has in its own way."""
@@ -59,7 +59,7 @@ def register(app: typer.Typer, prune: Callable[..., None], resumed: Callable[[st
                 again = resumed(command, folder)
                 raise Interrupted("interrupted; nothing finished is lost. Go on with:", hint=again) from None
         show(found.record, as_json, sweep_text)
-        raise typer.Exit(EXIT_CODES[found.verdict])
+        raise typer.Exit(VOID if found.void else EXIT_CODES[found.verdict])
 
     shared = [p for p in inspect.signature(prune, eval_str=True).parameters.values() if p.name not in OWN]
     own = [p for p in inspect.signature(sweep, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]

@@ -275,6 +275,7 @@ def sweep_text(r: dict[str, Any]) -> str:
             f"{mark} {p['point']:>8}  {p['verdict']:<12} {span(p['latency_ms'])}, speed-up {span(p['speedup'], 'x')} "
             f"with {ratios(p)}, {p['metric']} {p['metric_pruned']:.4f} (dense {p['metric_dense']:.4f})"
         )
+        lines += [f"            VOID: {what}" for what in p.get("void") or ()]
     return "\n".join([*lines, f"{r['verdict']}: the worst of {len(r['points'])} budgets; * is on the front",
                       f"report    {Path(r['sweep']) / 'sweep.html'}"])  # fmt: skip
 

@@ -32,7 +32,7 @@ WORST = ("PASS", "INCONCLUSIVE", "FAIL")
 """Verdicts, the best first."""
 KEPT = (
     "verdict", "reason", "budget_ms", "quantile", "latency_ms", "dense_latency_ms", "speedup", "metric", "metric_dense",
-    "metric_pruned", "metric_intervals", "macs_ratio", "params_ratio", "predicted_ms", "floor_ms",
+    "metric_pruned", "metric_intervals", "macs_ratio", "params_ratio", "predicted_ms", "floor_ms", "void",
 )  # fmt: skip
 """What a point repeats of its run's record."""
 OF_THE_BUDGET = ("budget_ms", "speedup")
@@ -56,6 +56,11 @@ class Swept:
     def verdict(self) -> str:
         """The worst verdict of all points."""
         return str(self.record["verdict"])
+
+    @property
+    def void(self) -> bool:
+        """Whether the device slowed itself down while a verdict was taken."""
+        return any(point.get("void") for point in self.record["points"])
 
 
 def budgets(

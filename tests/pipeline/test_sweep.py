@@ -18,9 +18,10 @@ from cli.worlds import PRUNE, QUICK
 import cpd_edge
 from cpd_edge.cli.commands import prune
 from cpd_edge.cli.sweep_command import OWN
+from cpd_edge.cli.text import sweep_text
 from cpd_edge.errors import BudgetError
 from cpd_edge.pipeline.request import Request
-from cpd_edge.pipeline.sweeps import budgets, label
+from cpd_edge.pipeline.sweeps import Swept, budgets, label
 from cpd_edge.report.front import pareto
 from cpd_edge.store import Run, read_json
 from cpd_edge.types import EXIT_CODES
@@ -142,6 +143,18 @@ def test_every_setting_of_prune_is_one_of_the_request() -> None:
     """A sweep hands all of `prune`'s other options to the request, so each must be a field of it."""
     options = set(inspect.signature(prune).parameters) - set(OWN)
     assert options <= set(Request.__dataclass_fields__)
+
+
+def test_one_void_point_voids_the_sweep() -> None:
+    """It is named in its line; a point of a run that could not be measured has none."""
+    bounds = {"estimate": 2.0, "low": 1.9, "high": 2.1}
+    whole = {"latency_ms": bounds, "speedup": bounds, "macs_ratio": 2.0, "params_ratio": 2.0, "metric": "accuracy"}
+    whole |= {"metric_pruned": 0.9, "metric_dense": 0.9, "front": True, "verdict": "PASS", "reason": ""}
+    slowed = {**whole, "point": "2x", "void": ["2 over-current events (oc1)"]}
+    unmet = {"point": "9x", "front": False, "verdict": "FAIL", "reason": "no plan", "latency_ms": None, "void": None}
+    record = {"sweep": "s", "verdict": "FAIL", "points": [slowed, unmet]}
+    assert Swept(Path("s"), record, Path("s/sweep.html")).void and "VOID: 2 over-current" in sweep_text(record)
+    assert not Swept(Path("s"), {**record, "points": [unmet]}, Path("s/sweep.html")).void
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
