@@ -16,6 +16,7 @@ from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.comb import comb, relate
 from cpd_edge.cut import surgery
 from cpd_edge.errors import UsageError
+from cpd_edge.intake.models import RandomWeightsWarning
 from cpd_edge.intake.zoo import resnet8
 from cpd_edge.layout import Sum
 from cpd_edge.network import trace
@@ -350,7 +351,8 @@ def test_progress_is_told() -> None:
 def test_a_proof_may_leave_the_onnx_file_out() -> None:
     """Operators of a user's own need no ONNX translation to be verified."""
     proof = proving((1, 8, 8), plans=0, onnx=False, seed=0, progress=lambda *said: None)
-    found = comb_by_name("zoo:resnet8", (1, 8, 8), None, None, proof=proof)
+    with pytest.warns(RandomWeightsWarning):
+        found = comb_by_name("zoo:resnet8", (1, 8, 8), None, None, proof=proof)
     assert found["verified"] and found["onnx_max_error"] is None and not found["onnx_cause"]
 
 
