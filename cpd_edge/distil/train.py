@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from cpd_edge.distil.memory import arrange, memory_format
 from cpd_edge.distil.state import generators, load_state, restore_generators, save_state, seed_generators
 from cpd_edge.errors import DataError, UsageError
 
@@ -178,9 +179,10 @@ def _fit(job: _Job) -> History:
     if job.per_epoch < 1:
         raise DataError(f"{job.task.name} has no training batch", hint="it holds no images")
     state = load_state(job.checkpoint, job.request) if job.checkpoint else None
-    memory_format = _memory_format(job)
+    images, _ = next(iter(job.task.val_loader(2)))
+    laid_out = memory_format(job.networks, images, job.device)
     for network in job.networks:
-        _arrange(network.to(job.device), memory_format)
+        arrange(network.to(job.device), laid_out)
     optimizer = torch.optim.AdamW(_decayed(job.model, job.request["weight_decay"]), lr=lr)
     if state:
         job.model.load_state_dict(state["model"])
@@ -189,11 +191,11 @@ def _fit(job: _Job) -> History:
     callers = generators()
     try:
         job.model.train()
-        _steps(job, optimizer, history, state, memory_format)
+        _steps(job, optimizer, history, state, laid_out)
     finally:
         restore_generators(callers)
         for network in job.networks:
-            _arrange(network.eval().to("cpu"), torch.contiguous_format)
+            arrange(network.eval().to("cpu"), torch.contiguous_format)
     return history
 
 
@@ -202,7 +204,7 @@ def _steps(
     optimizer: torch.optim.Optimizer,
     history: History,
     state: Mapping[str, Any] | None,
-    memory_format: torch.memory_format,
+    laid_out: torch.memory_format,
 ) -> None:
     """All steps that are left; appends to the history."""
     total, per_epoch, saved = job.total, job.per_epoch, time.monotonic()
@@ -211,7 +213,7 @@ def _steps(
         rate = learning_rate(job.request["lr"], step, total)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images = images.to(job.device).clone(memory_format=memory_format)
+        images = images.to(job.device).clone(memory_format=laid_out)
         loss = job.loss_of(images, targets.to(job.device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -265,29 +267,6 @@ def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-
-
-def _memory_format(job: _Job) -> torch.memory_format:
-    """Channels last, up to twice as fast for convolutions, unless a network views its features as contiguous."""
-    images, _ = next(iter(job.task.val_loader(2)))
-    images = images.clone(memory_format=torch.channels_last)
-    for network in job.networks:
-        _arrange(network.eval().to("cpu"), torch.channels_last)
-        try:
-            with torch.no_grad():
-                network(images)
-        except RuntimeError as error:
-            if "view" not in str(error):
-                raise
-            return torch.contiguous_format
-    return torch.channels_last
-
-
-def _arrange(network: nn.Module, memory_format: torch.memory_format) -> None:
-    """Lays kernels out anew. `Module.to` leaves one of a single channel as it is, since it counts as both formats."""
-    for kernel in network.parameters():
-        if kernel.dim() == 4:
-            kernel.data = kernel.data.clone(memory_format=memory_format)
 
 
 def best_device() -> torch.device:

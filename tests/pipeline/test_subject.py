@@ -34,7 +34,7 @@ def test_a_network_at_any_widths_has_those_widths() -> None:
     """`build` gives a file that runs, with as many channels as were asked for."""
     subject = Subject.of(Small(), SHAPE)
     model = subject.build({"first": 5, "second": 2})
-    assert weights(model)["second.weight"] == [2, 5, 3, 3]
+    assert [2, 5, 3, 3] in weights(model).values()
     with contextlib.closing(OnnxRunner(model)) as runner:
         runner.run()
 
