@@ -34,6 +34,8 @@ LOW_QUANTILE = 0.25
 SECONDS_PER_SAMPLE = 0.3
 """Time to spend running one sampled network, half of it with the profiler; at least `FEWEST` repeats each."""
 FEWEST, MOST = 4, 60
+TURNS, MOST_A_TURN = 4, 150
+"""Turns that a sample and the dense network take, and most inferences of either in one."""
 DISTURBED = 0.5
 """Involuntary context switches for each inference from which a sample is measured once more."""
 LIMIT_S, DENSE_RUNS = 40.0, 250
@@ -360,6 +362,7 @@ class _Bench:
         self._build, self._make_runner, self._attribution = build, make_runner, attribution
         self._groups, self._repeats, self._clock = groups, repeats, clock
         self._dense: Runner | None = None
+        self._dense_once_ms = 0.0
         self.fused: Fusions | None = None
 
     def fuse(self, fused: Fusions) -> None:
@@ -376,14 +379,15 @@ class _Bench:
         if self._dense is None:
             self._dense = self._make_runner(self._build(self._groups), False)
             self._time_ms(self._dense, 1)
+            self._dense_once_ms = float(self._time_ms(self._dense, 1).min())
         data = self._build(draw.widths)
         runner = self._make_runner(data, False)
         try:
             self._time_ms(runner, 1)
-            repeats = self._repeats or self._affordable(float(self._time_ms(runner, 1).min()))
-            seen, times = self._window(runner, self._dense, data, repeats)
+            once_ms = float(self._time_ms(runner, 1).min())
+            seen, times = self._window(runner, self._dense, data, once_ms)
             if seen.disturbed:
-                again, later = self._window(runner, self._dense, data, repeats)
+                again, later = self._window(runner, self._dense, data, once_ms)
                 seen, times = (again, later) if again.switches < seen.switches else (seen, times)
         finally:
             runner.close()
@@ -398,21 +402,22 @@ class _Bench:
             dense_ms=seen.dense_ms, held_out=draw.held_out, reformats_ms=times.reformats_ms, noise=seen.noise,
         )  # fmt: skip
 
-    def _window(self, runner: Runner, dense: Runner, data: bytes, repeats: int) -> tuple[_Window, Times]:
+    def _window(self, runner: Runner, dense: Runner, data: bytes, once_ms: float) -> tuple[_Window, Times]:
         """The network and the dense one in turns, with a profile of the network in their middle."""
-        few, part = max(min(repeats // 4, 6), 1), -(-repeats // 4)
+        repeats = self._repeats or self._affordable(once_ms)
+        part, few = (self._a_turn(ms) for ms in (once_ms, self._dense_once_ms))
         before = involuntary_switches()
         ours, theirs = [], []
         times: Times | None = None
-        for turn in range(4):
-            if turn == 2:
+        for turn in range(TURNS):
+            if turn == TURNS // 2:
                 times = self._profiled(data, repeats)
             theirs.append(self._time_ms(dense, few))
             ours.append(self._time_ms(runner, part))
         assert times is not None
         after = involuntary_switches()
         switches = 0 if before is None or after is None else after - before
-        return _Window(tuple(ours), tuple(theirs), switches, 4 * (few + part) + repeats), times
+        return _Window(tuple(ours), tuple(theirs), switches, TURNS * (few + part) + repeats), times
 
     def _profiled(self, data: bytes, repeats: int) -> Times:
         runner = self._make_runner(data, True)
@@ -438,3 +443,9 @@ class _Bench:
 
     def _affordable(self, once_ms: float) -> int:
         return int(np.clip(SECONDS_PER_SAMPLE / 2 * 1e3 / max(once_ms, 1e-3), FEWEST, MOST))
+
+    def _a_turn(self, once_ms: float) -> int:
+        """How many inferences a turn holds, of a network that takes so long."""
+        if self._repeats:
+            return -(-self._repeats // TURNS)
+        return int(np.clip(SECONDS_PER_SAMPLE / 2 / TURNS * 1e3 / max(once_ms, 1e-3), 1, MOST_A_TURN))
