@@ -21,8 +21,8 @@ from cpd_edge.profile.regions import Attribution, node_name
 from cpd_edge.types import Widths
 
 if TYPE_CHECKING:
-    from cpd_edge.profile.sample import MakeRunner, Runner
     from cpd_edge.profile.table import Sample
+    from cpd_edge.profile.turns import MakeRunner, Runner
 
 REPEATS = 8
 
