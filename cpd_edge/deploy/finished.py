@@ -21,7 +21,7 @@ from cpd_edge.network import Branch
 PROBES = 3
 """Networks that are finished to find the layouts; one more is finished to check them."""
 SMALL = 1 << 16
-"""Elements of a tensor that is kept once for each use, at most."""
+"""Elements that a tensor of the dense network has at most to be kept once for each use."""
 CLOSE = 1e-5
 """Largest difference of folded values, relative to the tensor's largest."""
 
@@ -61,7 +61,9 @@ class FinishedCutter:
         """
         rng = np.random.default_rng(seed)
         plans = [dict(groups), *_told_apart(groups, rng)]
-        seen = [_Seen.of(_one_a_use(finish(cutter.cut(_firsts(plan))))) for plan in plans]
+        files = [finish(cutter.cut(_firsts(plan))) for plan in plans]
+        whole = frozenset(i.name for i in files[0].graph.initializer if np.prod(i.dims, dtype=np.int64) > SMALL)
+        seen = [_Seen.of(_one_a_use(file, whole)) for file in files]
         if any(_structure(s.model) != _structure(seen[0].model) for s in seen):
             return None
         found = _Search(cutter, plans).cutter(seen)
@@ -69,7 +71,7 @@ class FinishedCutter:
             return None
         branchless = {g: (n if n > 1 else int(rng.integers(0, 2))) for g, n in plans[-1].items()}
         checks = [_firsts({g: max(n // 2, 1) for g, n in groups.items()}), _firsts(branchless)]
-        same = all(_equal(found.cut(keep), finish(cutter.cut(keep))) for keep in checks)
+        same = all(_equal(found.cut(keep), finish(cutter.cut(keep)), whole) for keep in checks)
         return found if same else None
 
     def cut(self, keep: Keep) -> onnx.ModelProto:
@@ -188,14 +190,13 @@ def _told_apart(groups: Mapping[str, int], rng: np.random.Generator) -> list[dic
     return out
 
 
-def _one_a_use(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with a tensor for each use of a small one: equal ones are merged, and which are equal is chance."""
+def _one_a_use(model: onnx.ModelProto, whole: frozenset[str]) -> onnx.ModelProto:
+    """The model with a tensor for each use of all but `whole`: equal ones are merged, and which are equal is chance."""
     tensors = {i.name: i for i in model.graph.initializer}
-    small = {name for name, i in tensors.items() if np.prod(i.dims, dtype=np.int64) <= SMALL}
-    kept_ones = [i for name, i in tensors.items() if name not in small]
+    kept_ones = [i for name, i in tensors.items() if name in whole]
     for node in model.graph.node:
         for at, name in enumerate(node.input):
-            if name in small:
+            if name in tensors and name not in whole:
                 use = onnx.TensorProto()
                 use.CopyFrom(tensors[name])
                 use.name = node.input[at] = f"{node.output[0]}<{at}"
@@ -217,9 +218,9 @@ def _structure(model: onnx.ModelProto) -> list[tuple[str, tuple[str, ...], tuple
     return [(n.op_type, tuple(n.input), tuple(n.output)) for n in model.graph.node]
 
 
-def _equal(left: onnx.ModelProto, right: onnx.ModelProto) -> bool:
+def _equal(left: onnx.ModelProto, right: onnx.ModelProto, whole: frozenset[str]) -> bool:
     """Whether two files are one network: nodes, attributes and, to rounding, the tensors that nodes read."""
-    left, right = _one_a_use(left), _one_a_use(right)
+    left, right = _one_a_use(left, whole), _one_a_use(right, whole)
     a, b = _Seen.of(left), _Seen.of(right)
     if _structure(left) != _structure(right) or a.attributes != b.attributes:
         return False

@@ -28,9 +28,9 @@ from cpd_edge.profile.turns import Bench, Fusions, MakeRunner
 from cpd_edge.store import held, plain, write_text
 from cpd_edge.types import Region, Widths
 
-LIMIT_S, DENSE_RUNS = 40.0, 250
+LIMIT_S, DENSE_RUNS = 45.0, 250
 """Sampling ends after so long and as many dense inferences more, but not before the first check."""
-FIRST_CHECK, CHECK_EVERY = ENOUGH, 8
+FIRST_CHECK, CHECK_EVERY = ENOUGH, 12
 KNOWN_CHECK, MOSTLY = 12, 0.8
 """The first look at held-out errors where this share of the work is known from other networks."""
 LEFT_OUT = 0.15
@@ -121,7 +121,7 @@ def profile(
         holdout: networks kept out of the fit.
         seed: of the sampled widths.
         folder: where samples and the table are kept; nothing is kept without it.
-        repeats: inferences a network, each with and without the profiler; None: as many as 0.3 s hold.
+        repeats: turns of a network and inferences with the profiler; None: as many as its time holds.
         isolated_seconds: time for the baseline of regions timed alone; 0 leaves it out.
         fresh: measure it all again, whatever is kept in `folder`.
         progress: gets a fraction and a message.

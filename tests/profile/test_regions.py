@@ -149,10 +149,10 @@ def test_fused_and_renamed_kernels_find_their_region() -> None:
     ms, rest = attribute(
         kernels(
             ("relu_nchwc", "Conv", 1.0),  # conv, batch norm and relu, after the value
-            ("ReorderOutput_token_9", "ReorderOutput", 0.25),  # back: belongs to the stem
+            ("ReorderOutput_token_9", "ReorderOutput", 0.25),  # back: for what follows, which lacks the layout
             ("HardSigmoid_147", "HardSigmoid", 0.125),  # elementwise, renamed by the runtime: what went before
             ("node_conv2d_1", "FusedConv", 2.0),
-            ("ReorderInput", "ReorderInput", 0.5),  # to: belongs to what follows
+            ("ReorderInput", "ReorderInput", 0.5),  # to: for what went before, which lacked it
             ("conv2d_2_nchwc", "Conv", 4.0),
             ("node_add_4_token_12", "Add", 0.125),
             ("node_cat", "Concat", 8.0),
@@ -167,7 +167,7 @@ def test_fused_and_renamed_kernels_find_their_region() -> None:
         model,
     )
     assert ms == {
-        "node_conv2d": 1.375, "node_conv2d_1": 2.0, "node_conv2d_2": 4.625, "node_cat": 8.0, "node_conv2d_3": 16.0,
+        "node_conv2d": 1.125, "node_conv2d_1": 2.75, "node_conv2d_2": 4.125, "node_cat": 8.0, "node_conv2d_3": 16.0,
         "node_conv2d_4": 32.0, "node_mean": 64.0, "node_linear": 128.0,
     }  # fmt: skip
     assert rest == 768.0
