@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,10 +64,11 @@ def export_onnx(network: Network) -> Exported:
 
 
 def _laid_out(network: Network) -> fx.GraphModule:
-    """The network, or a copy over the same parameters in which every attention's result is copied.
+    """The network, or a copy over the same parameters in which every attention is as the exporter wants it.
 
-    Its kernels lay out their results as they like. A view that fits the one it was traced with need not fit what the
-    exporter makes of it.
+    Its kernels lay out their results as they like, and a view that fits the one it was traced with need not fit what
+    the exporter makes of it: the result is copied. The exporter takes four dims: of more, those in front are one with
+    the batch meanwhile; of three, there is one head.
     """
     attentions = [node for node in network.graph.nodes if op_name(node) == "scaled_dot_product_attention"]
     if not attentions:
@@ -74,12 +76,25 @@ def _laid_out(network: Network) -> fx.GraphModule:
     same: dict[fx.Node, fx.Node] = {}
     graph = fx.Graph()
     graph.output(graph.graph_copy(network.graph, same))
-    for node in (same[n] for n in attentions):
+    aten = torch.ops.aten
+    for original in attentions:
+        node = same[original]
+        before = original.args[0].meta["val"].shape[:-3]  # type: ignore[union-attr]
+        there: tuple[Any, ...] = (aten.flatten.using_ints, 0, len(before) - 1)
+        back: tuple[Any, ...] = (aten.unflatten.int, 0, [-1, *before[1:]])
+        if not before:
+            there, back = (aten.unsqueeze.default, 1), (aten.squeeze.dim, 1)
+        reshaped = len(before) != 1 and len(node.args) == 3 and "attn_mask" not in node.kwargs
+        if reshaped:
+            with graph.inserting_before(node):
+                node.args = tuple(graph.call_function(there[0], (x, *there[1:])) for x in node.args)
         with graph.inserting_after(node):
-            copied = graph.call_function(
-                torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
-            )
-        node.replace_all_uses_with(copied, delete_user_cb=lambda user, copied=copied: user is not copied)
+            copied = graph.call_function(aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
+        own = [copied]
+        if reshaped:
+            with graph.inserting_after(copied):
+                own.append(graph.call_function(back[0], (copied, *back[1:])))
+        node.replace_all_uses_with(own[-1], delete_user_cb=lambda user, own=own: user not in own)
     return fx.GraphModule(network, graph)
 
 

@@ -16,12 +16,16 @@ SHAPE = (3, 8, 8)
 
 
 class Residual(nn.Module):
-    """A stem, a branch that can go, a grouped convolution and a head: folded norms, shapes and attributes change."""
+    """A stem, a branch that can go, a grouped convolution and a head: folded norms, shapes and attributes change.
+
+    The branch holds a weight that is large in the dense network and small in a cut one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-        self.branch = nn.Sequential(nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 1))
+        wide = nn.Sequential(nn.Conv2d(8, 96, 1), nn.BatchNorm2d(96), nn.ReLU(), nn.Conv2d(96, 96, 3, padding=1))
+        self.branch = nn.Sequential(wide, nn.ReLU(), nn.Conv2d(96, 8, 1))
         self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
         self.head = nn.Linear(8 * 36, 5)
 

@@ -41,6 +41,24 @@ class Everything(nn.Module):
         return self.head(F.avg_pool2d(x, 4).flatten(1))
 
 
+class Attends(nn.Module):
+    """One attention of three dims, of four, or of five: windows, in which heads attend."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.stem, self.qkv = nn.Conv2d(3, 12, 4, 4), nn.Linear(12, 36)
+        self.shape = {3: (16, 12), 4: (16, 3, 4), 5: (4, 4, 3, 4)}[dims]
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        parts = (part.reshape(-1, *self.shape) for part in self.qkv(x).chunk(3, -1))
+        q, k, v = (part.transpose(-3, -2) if len(self.shape) > 2 else part for part in parts)
+        y = F.scaled_dot_product_attention(q, k, v)
+        y = y.transpose(-3, -2) if len(self.shape) > 2 else y
+        return self.head(y.reshape(-1, 16, 12).mean(1))
+
+
 @contextlib.contextmanager
 def engine(model: onnx.ModelProto) -> Iterator[OnnxRunner]:
     runner = OnnxRunner(model.SerializeToString())
@@ -63,6 +81,16 @@ def test_the_engine_computes_what_torch_computes(combed: Combed) -> None:
         for batch in (1, 3):
             x = network.example(batch)
             assert check_parity(network, runner.outputs, x, 1e-5, "test").inputs == batch
+
+
+@pytest.mark.parametrize("dims", [3, 4, 5])
+def test_attention_of_any_rank_is_exported(dims: int) -> None:
+    """The exporter takes four dims; the file computes what torch computes, cut in half as well."""
+    whole = comb(Attends(dims), SHAPE)
+    halves = {g.name: np.arange(0, g.units, 2) for g in whole.groups.groups}
+    for network in (whole.network, cut(whole, halves)):
+        with engine(finish(export_onnx(network).model)) as runner:
+            check_parity(network, runner.outputs, network.example(2), 1e-5, "test")
 
 
 def test_cutting_the_file_equals_cutting_the_graph(combed: Combed) -> None:

@@ -173,6 +173,18 @@ def test_fused_and_renamed_kernels_find_their_region() -> None:
     assert rest == 768.0
 
 
+def test_a_slow_state_of_the_machine_is_taken_out_of_every_kernel() -> None:
+    """Of inferences at other paces, each kernel counts as in the median one, not as the states happened to fall."""
+    pace = np.array([1.0, 1.0, 1.0, 1.3, 1.3, 1.3, 1.3])
+    disturbed = pace.copy()
+    disturbed[3:5] *= 0.5  # of one kernel alone: its own scatter stays its own
+    regions = find_regions(network(), layouts(activations=True))
+    seen = [Kernel("node_conv2d", "Conv", 0, 2.0 * pace), Kernel("node_conv2d_1", "Conv", 1, 1e-3 * disturbed)]
+    found = Attribution.of(regions, network()).times(seen).ms
+    assert found["node_conv2d"] == pytest.approx(2.0 * 1.3, rel=1e-3)
+    assert found["node_conv2d_1"] == pytest.approx(1e-3 * 1.3, rel=1e-3)
+
+
 def test_another_build_has_the_same_regions_under_other_names() -> None:
     """Names that an exporter counts up differ between builds; place, or the values made, lead to the region."""
     model, other, longer = network(), network(), network()
