@@ -10,6 +10,7 @@ VENV ?= .venv
 JOBS ?= 2
 RUN ?= runs/demo
 COVERAGE ?=
+FIDELITY ?=
 
 DEMO = cpd-edge prune zoo:resnet8 --data digits --train --train-epochs 8 --epochs 24 --speedup 2 --out runs/demo
 
@@ -64,6 +65,10 @@ kernels: $(VENV)/.all ## compile every CUDA kernel for every architecture: regis
 .PHONY: bench
 bench: $(VENV)/.all ## time the code itself (solver, statistics, report)
 	$(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only
+
+.PHONY: fidelity
+fidelity: $(VENV)/.all ## predicted beside measured latency of whole networks: writes reports/fidelity; half an hour, a quiet machine
+	$(BIN)/python tests/benchmarks/fidelity_run.py --out reports/fidelity $(FIDELITY)
 
 .PHONY: compare-solvers
 compare-solvers: $(VENV)/.all ## the exact choice beside the baselines on drawn problems: writes reports/solver

@@ -21,9 +21,9 @@ from cpd_edge.types import Widths
 
 TURN_NS = 10_000_000
 """How long one turn of a network lasts, at least one inference: shorter than the machine keeps a state of its own."""
-TURNS_S, HELD_OUT_S = 0.4, 1.2
+TURNS_S, HELD_OUT_S = 0.25, 1.2
 """How long a network and the dense one take turns; a held-out one is what the table is judged by, and gets longer."""
-PROFILED_S = 0.2
+PROFILED_S = 0.15
 """How long a network runs with the profiler."""
 FEWEST, MOST = 4, 60
 """Turns of each, and inferences with the profiler, at least; and the latter at most."""

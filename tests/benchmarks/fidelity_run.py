@@ -1,6 +1,6 @@
 """How well latency tables predict whole networks: profiles the models on the runtimes, and writes the table of it.
 
-    python tests/benchmarks/fidelity_run.py --out reports/fidelity
+    make fidelity
     python tests/benchmarks/fidelity_run.py --out /tmp/fidelity --models resnet18 --runtimes onnxruntime --threads 1,2
 
 Each profile is a process of its own, `cpd-edge profile torchvision:MODEL --json`, that reuses nothing. Its result is a
@@ -45,11 +45,11 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Latency tables against whole networks",
         "",
-        "Made by `python tests/benchmarks/fidelity_run.py --out reports/fidelity` from the JSON files beside it.",
+        "Made by `make fidelity` from the JSON files beside it.",
         "Errors are of held-out networks, which the fit never saw: predicted latency against the latency that was",
         "measured without a profiler, both freed of the machine's drift by the dense network that ran in turns with",
-        "them. *Noise* is how far two halves of one measurement differ, the median over the same networks: no table",
-        "can predict much better than that. *Isolated* is the sum of operations timed alone, as the literature has it.",
+        "them. *Noise* is the standard error of one such measurement, the median over the same networks: no table can",
+        "predict better than that. *Isolated* is the sum of operations timed alone, as the literature has it.",
         "*Seconds* is the whole profile, from combing to the fit.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
