@@ -54,7 +54,7 @@ def ring_of(
         raise ModelError("the model's input is not of float32 or float16", hint="export it with a float input")
     random = np.random.default_rng(seed)
     if sample_input is None:
-        return tuple(random.standard_normal(shape).astype(dtype) for _ in range(RING))
+        return tuple(random.standard_normal(shape, np.float32).astype(dtype, copy=False) for _ in range(RING))
     picks = random.integers(0, len(sample_input), (RING, shape[0]))
     return tuple(np.ascontiguousarray(sample_input[rows], dtype) for rows in picks)
 

@@ -24,7 +24,7 @@ from cpd_edge.measure.providers import provider_name, runtime_name
 from cpd_edge.measure.runners import RING, Kernel, KernelTimes, _kernels
 from cpd_edge.measure.runtimes import ModelRunner, model_runner
 from cpd_edge.measure.simulated_runtime import SimulatedRuntime
-from cpd_edge.measure.site import Block, Pace, Runner, Runs, Visits
+from cpd_edge.measure.site import Block, Pace, Runs, Visits
 from cpd_edge.measure.ssh import DeviceError
 from cpd_edge.measure.station import Station, station
 
@@ -53,11 +53,11 @@ class RemoteSite:
         found: dict[str, Any] = self.station.ask("moment")[0]["moment"]
         return found
 
-    def warm_up(self, runners: Sequence[Runner], pace: Pace, warmup_ns: int) -> None:
+    def warm_up(self, runners: Sequence[Runs], pace: Pace, warmup_ns: int) -> None:
         """See `Site`."""
         self.station.ask("warm", order=_numbers(runners), warmup_ns=warmup_ns, period_ns=pace.period_ns)
 
-    def visit(self, order: Sequence[Runner], pace: Pace, most: int, left_ns: int) -> Visits:
+    def visit(self, order: Sequence[Runs], pace: Pace, most: int, left_ns: int) -> Visits:
         """See `Site`. Time in which the device waits for us does not count."""
         done, visits = self.station.ask(
             "visits",

@@ -111,7 +111,7 @@ def true_costs(model: onnx.ModelProto, costs: Costs, batch: int = 1, threads: in
         shape = shapes.get(node.output[0], ())
         if node.op_type in CONVOLUTIONS and shape[1] % costs.vector:
             moved = costs.launch_ms + 2 * _bytes(shape, costs) / costs.bytes_per_ms
-            found.append(Cost(f"reorder_{len(found)}", "ReorderOutput", moved))
+            found.append(Cost(f"reorder_{len(found)}", "ReorderInput", moved))
     return tuple(found)
 
 

@@ -82,10 +82,10 @@ class Site(Interface):
     def moment(self) -> Mapping[str, Any]:
         """The part of the environment that changes: pinned CPUs, load, time."""
 
-    def warm_up(self, runners: Sequence[Runner], pace: Pace, warmup_ns: int) -> None:
+    def warm_up(self, runners: Sequence[Runs], pace: Pace, warmup_ns: int) -> None:
         """Runs each engine for so long, untimed."""
 
-    def visit(self, order: Sequence[Runner], pace: Pace, most: int, left_ns: int) -> Visits:
+    def visit(self, order: Sequence[Runs], pace: Pace, most: int, left_ns: int) -> Visits:
         """Runs one block of each engine of `order`, `most` times over; no visit begins after `left_ns`."""
 
     def times_ns(self, runner: Runs, repeats: int) -> npt.NDArray[np.int64]:
@@ -118,7 +118,7 @@ class Here:
         """See `Site`."""
         return self._moment()
 
-    def warm_up(self, runners: Sequence[Runner], pace: Pace, warmup_ns: int) -> None:
+    def warm_up(self, runners: Sequence[Runs], pace: Pace, warmup_ns: int) -> None:
         """See `Site`. The time of the first visit counts from the end of this."""
         for runner in runners:
             end = self._clock() + warmup_ns
@@ -127,7 +127,7 @@ class Here:
                 runner.run()
         self._before = self._clock()
 
-    def visit(self, order: Sequence[Runner], pace: Pace, most: int, left_ns: int) -> Visits:
+    def visit(self, order: Sequence[Runs], pace: Pace, most: int, left_ns: int) -> Visits:
         """See `Site`."""
         blocks: list[Block] = []
         before, switches = self._before, self._switches()
@@ -150,7 +150,7 @@ class Here:
             out[i] = self._clock() - start
         return out
 
-    def _block(self, runner: Runner, pace: Pace) -> Block:
+    def _block(self, runner: Runs, pace: Pace) -> Block:
         """One block: back to back for the block's length, at least once."""
         clock, run = self._clock, runner.run
         samples: list[int] = []

@@ -3,7 +3,7 @@
 One row a table, sample and region. What belongs to the table or to the sample is repeated in its rows; a table that is
 read back is fitted again, from its own samples.
 
-Format history: 1, the first; 2, `noise`.
+Format history: 1, the first; 2, `noise`; 3, as a standard error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cpd_edge.types import Region
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 2
+FORMAT = 3
 TEXT, WHOLE, REAL, TRUTH, DATA = "text", "whole number", "number", "true or false", "JSON"
 OF_THE_TABLE = {
     "format": WHOLE, "device": TEXT, "runtime": TEXT, "runtime_version": TEXT, "precision": TEXT, "threads": WHOLE,

@@ -32,11 +32,15 @@ CLEARLY = 0.7
 WORTH = 0.98
 """A form takes one more extra when the error falls to this share, or less."""
 MOST_EXTRAS = 3
+EXACT = 1e-4
+"""An error below this is none: what is left is arithmetic, which no extra explains."""
 LEAN = 0.3
 """Pull towards the operator's coefficients: being twice as large weighs like a relative error of this size."""
 HEARSAY = 0.1
 """The same towards what fits the region in another network."""
-FLOOR = 0.05
+RIDGE = 1e-9
+"""Added to normal equations in which columns have length 1: some features are the same at all samples."""
+FLOOR = 0.15
 """Errors count relative to a latency, but to no less than this share of the region's largest."""
 
 
@@ -132,54 +136,82 @@ def extent(layout: Layout, widths: Columns) -> Ints:
     return out
 
 
-def _stepped(layout: Layout, widths: Columns, block: int, soft: bool = False) -> Floats:
-    """Extent rounded up to a block, as a share of the dense one's."""
+class _Columns:
+    """What forms are made of, for one region at arrays of widths: each is computed once."""
 
-    def up(x: Ints) -> Ints:
-        rounded = -(-x // block) * block
-        return np.where(x < block, x, rounded) if soft else rounded
+    def __init__(self, region: Region, widths: Columns) -> None:
+        self.region = region
+        self._widths = widths
+        self._shape = np.broadcast_shapes(*(np.shape(v) for v in widths.values()))
+        self._extents: dict[Layout, Ints] = {}
+        self._steps: dict[tuple[Layout, int, bool], Floats] = {}
+        self._on: dict[Extra, Floats] = {}
 
-    return np.asarray(up(extent(layout, widths)) / max(int(up(np.asarray(layout.extent))), 1), np.float64)
+    def features(self, form: Form) -> Floats:
+        """See `design`."""
+        region = self.region
+        reads = self._stepped(region.reads, form.reads, form.soft)
+        writes = self._stepped(region.writes, form.writes)
+        work = np.full((), float(bool(region.weight)))
+        for dim in region.weight:
+            if dim == region.writes:
+                work = work * writes
+            elif dim == region.reads:
+                work = work * reads
+            else:
+                work = work * self._stepped(dim, 1)
+        features = [np.ones(()), work, reads, writes]
+        for extra in form.extras:
+            on = self._holds(extra)
+            features += [on, on * work, on * reads, on * writes]
+        shape = np.broadcast_shapes(self._shape, *(p.shape for p in features))
+        out = np.empty((*shape, len(features)))
+        for i, feature in enumerate(features):
+            out[..., i] = feature
+        return out
+
+    def _extent(self, layout: Layout) -> Ints:
+        if layout not in self._extents:
+            self._extents[layout] = extent(layout, self._widths)
+        return self._extents[layout]
+
+    def _stepped(self, layout: Layout, block: int, soft: bool = False) -> Floats:
+        """Extent rounded up to a block, as a share of the dense one's."""
+        key = layout, block, soft
+        if key not in self._steps:
+            found, dense = (_up(x, block, soft) for x in (self._extent(layout), np.asarray(layout.extent)))
+            self._steps[key] = np.asarray(found / max(int(dense), 1), np.float64)
+        return self._steps[key]
+
+    def _holds(self, extra: Extra) -> Floats:
+        """1 where an extra's condition holds, else 0."""
+        if extra not in self._on:
+            self._on[extra] = _holds(extra, [self._extent(part) for part in _sides(self.region, extra)])
+        return self._on[extra]
 
 
-def design(region: Fitted, widths: Columns, form: Form) -> Floats:
-    """Features `[..., k]`: 1, weights touched, extents read and written; the same again for each extra."""
-    if isinstance(region, Fused):
-        parts = zip(region.parts, region.shares(form), strict=True)
-        return np.asarray(sum(design(part, widths, form) * share for part, share in parts), np.float64)
-    reads = _stepped(region.reads, widths, form.reads, form.soft)
-    writes = _stepped(region.writes, widths, form.writes)
-    work = np.ones(())
-    for dim in region.weight:
-        if dim == region.writes:
-            work = work * writes
-        elif dim == region.reads:
-            work = work * reads
-        else:
-            work = work * _stepped(dim, widths, 1)
-    if not region.weight:
-        work = np.zeros(())
-    features = [np.ones(()), work, reads, writes]
-    for extra in form.extras:
-        on = _holds(region, widths, extra)
-        features += [on, on * work, on * reads, on * writes]
-    shape = np.broadcast_shapes(*(np.shape(v) for v in widths.values()), *(p.shape for p in features))
-    return np.stack([np.broadcast_to(p, shape) for p in features], axis=-1)
+def _up(extents: Ints, block: int, soft: bool) -> Ints:
+    rounded = -(-extents // block) * block
+    return np.where(extents < block, extents, rounded) if soft else rounded
 
 
-def _holds(region: Region, widths: Columns, extra: Extra) -> Floats:
-    """1 where an extra's condition holds, else 0."""
+def _sides(region: Region, extra: Extra) -> tuple[Layout, ...]:
+    """What an extra's condition is about."""
     if extra.side == "parts":
-        if not isinstance(region.reads, Sum):
-            return np.zeros(())
-        parts = [extent(p, widths) for p in region.reads.parts]
-    else:
-        parts = [extent(region.reads if extra.side == "reads" else region.writes, widths)]
+        return region.reads.parts if isinstance(region.reads, Sum) else ()
+    return (region.reads if extra.side == "reads" else region.writes,)
+
+
+def _holds(extra: Extra, extents: Sequence[Ints]) -> Floats:
     out = np.zeros((), bool)
-    for part in parts:
-        here = part < extra.by if extra.kind == "below" else (part % extra.by != 0) & (part >= extra.least)
-        out = out | here
+    for here in extents:
+        out = out | (here < extra.by if extra.kind == "below" else (here % extra.by != 0) & (here >= extra.least))
     return out.astype(np.float64)
+
+
+def design(region: Region, widths: Columns, form: Form) -> Floats:
+    """Features `[..., k]`: 1, weights touched, extents read and written; the same again for each extra."""
+    return _Columns(region, widths).features(form)
 
 
 @dataclass(frozen=True)
@@ -216,16 +248,14 @@ def fit(regions: Sequence[Fitted], samples: Samples, known: Mapping[str, Model] 
     for region in regions:
         if isinstance(region, Region) and region.name in known:
             there = known[region.name]
-            everything = np.ones(len(samples), bool)
             prior = np.asarray(there.coefficients, np.float64)
-            found = _Family([region], samples).leaning(region, there.form, everything, prior, HEARSAY)
+            found = _Family([region], samples).leaning(region, there.form, prior, HEARSAY)
             models[region.name] = Model(there.form, tuple(float(c) for c in found))
     regions = [r for r in regions if r.name not in models]
     for kind in dict.fromkeys(_kind(r) for r in regions):
         alike = [r for r in regions if _kind(r) == kind]
         heavy = sorted(alike, key=lambda r: -float(samples.ms[r.name].mean()))[:10]
         family = _Family(heavy, samples)
-        everything = np.ones(len(samples), bool)
         shared = family.best(heavy)
         for region in alike:
             form = shared
@@ -233,8 +263,7 @@ def fit(regions: Sequence[Fitted], samples: Samples, known: Mapping[str, Model] 
                 own = family.best([region])
                 if family.error([region], own) < CLEARLY * family.error([region], shared):
                     form = own
-            found = family.fitted(region, form, everything, family.pooled(form, everything))
-            models |= _models(region, form, found)
+            models |= _models(region, form, family.fitted(region, form))
     return models
 
 
@@ -253,21 +282,63 @@ def _kind(region: Fitted) -> tuple[str, bool, bool]:
     return region.op, bool(region.weight), spanned >= region.reads.extent * region.writes.extent
 
 
+EVERY = FOLDS
+"""Where `_Sums` has the sums over all samples."""
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """A region's samples under a form, errors relative to latency, as normal equations.
+
+    Attributes:
+        rows, values: features `[samples, k]` and latencies `[samples]`, over the latency.
+        gram, moment: `rowsᵀ rows` `[FOLDS + 1, k, k]` and `rowsᵀ values` `[FOLDS + 1, k]` without each fold, and of
+            all.
+        units: dense amount behind each feature `[k]`.
+    """
+
+    rows: Floats
+    values: Floats
+    gram: Floats
+    moment: Floats
+    units: Floats
+
+    @classmethod
+    def of(cls, features: Floats, ms: Floats, units: Floats) -> _Sums:
+        weight = _weights(ms)
+        rows, values = features * weight[:, None], ms * weight
+        gram = np.stack([rows[k::FOLDS].T @ rows[k::FOLDS] for k in range(FOLDS)])
+        moment = np.stack([rows[k::FOLDS].T @ values[k::FOLDS] for k in range(FOLDS)])
+        return cls(rows, values, _left_out(gram), _left_out(moment), units)
+
+
+def _left_out(by_fold: Floats) -> Floats:
+    """Sums over all folds but one, for each `[FOLDS + 1, ...]`; the last leaves out none."""
+    whole = by_fold.sum(axis=0)
+    return np.concatenate([whole - by_fold, whole[None]])
+
+
 class _Family:
     """Regions of one operator, and the features of every form tried on them."""
 
     def __init__(self, heavy: Sequence[Fitted], samples: Samples) -> None:
         self.heavy, self.samples = heavy, samples
-        self._designs: dict[tuple[str, Form], Floats] = {}
-        self._pooled: dict[tuple[Form, bytes], Floats | None] = {}
+        self._columns: dict[str, list[_Columns]] = {}
+        self._sums: dict[tuple[str, Form], _Sums] = {}
+        self._pooled: dict[tuple[Form, int], Floats] = {}
 
-    def features(self, region: Fitted, form: Form) -> Floats:
-        """`design` at the samples `[samples, k]`."""
+    def sums(self, region: Fitted, form: Form) -> _Sums:
+        """The region's samples under a form."""
         key = region.name, form
-        if key not in self._designs:
-            found = design(region, self.samples.widths, form)
-            self._designs[key] = np.broadcast_to(found, (len(self.samples), found.shape[-1]))
-        return self._designs[key]
+        if key not in self._sums:
+            if region.name not in self._columns:
+                self._columns[region.name] = [_Columns(part, self.samples.widths) for part in _parts(region)]
+            shares = region.shares(form) if isinstance(region, Fused) else (np.ones(()),)
+            parts = zip(self._columns[region.name], shares, strict=True)
+            features = np.asarray(sum((part.features(form) * share for part, share in parts), np.zeros(())), np.float64)
+            whole = np.broadcast_to(features, (len(self.samples), features.shape[-1]))
+            self._sums[key] = _Sums.of(whole, self.samples.ms[region.name], _units(region, form))
+        return self._sums[key]
 
     def best(self, regions: Sequence[Fitted]) -> Form:
         """The form of least cross-validated error: steps first, then extras one at a time, then steps again."""
@@ -278,7 +349,7 @@ class _Family:
         for _ in range(MOST_EXTRAS):
             tried = [replace(best, extras=(*best.extras, e)) for e in EXTRAS if e not in best.extras]
             form, lower = self._least(regions, tried)
-            if not lower < WORTH * error:
+            if error < EXACT or not lower < WORTH * error:
                 break
             best, error = form, lower
         if best.extras:
@@ -294,54 +365,51 @@ class _Family:
     def error(self, regions: Sequence[Fitted], form: Form) -> float:
         """Cross-validated relative error of a form, each region counted by its time."""
         wrong = 0.0
-        fold = np.arange(len(self.samples)) % FOLDS
-        for k in range(FOLDS):
-            pooled = self.pooled(form, fold != k)
-            for region in regions:
-                found = self.fitted(region, form, fold != k, pooled)
-                ms, test = self.samples.ms[region.name], fold == k
-                off = np.abs(self.features(region, form)[test] @ found - ms[test]) * _weights(ms)[test]
-                wrong += float(off.sum() * ms.mean())
-        return wrong / max(sum(float(self.samples.ms[r.name].mean()) for r in regions) * len(fold), 1e-300)
+        for region in regions:
+            sums = self.sums(region, form)
+            off = [
+                np.abs(sums.rows[k::FOLDS] @ self.fitted(region, form, k) - sums.values[k::FOLDS]).sum()
+                for k in range(FOLDS)
+            ]
+            wrong += float(sum(off) * self.samples.ms[region.name].mean())
+        return wrong / max(sum(float(self.samples.ms[r.name].mean()) for r in regions) * len(self.samples), 1e-300)
 
-    def pooled(self, form: Form, train: npt.NDArray[np.bool_]) -> Floats | None:
+    def fitted(self, region: Fitted, form: Form, without: int = EVERY) -> Floats:
+        """A region's coefficients from the samples without a fold, leaning towards those of all heavy regions."""
+        pooled = self._pool(form, without)
+        prior = None if pooled is None else pooled * self.sums(region, form).units
+        return self.leaning(region, form, prior, LEAN, without)
+
+    def leaning(self, region: Fitted, form: Form, prior: Floats | None, pull: float, without: int = EVERY) -> Floats:
+        """A region's coefficients `[k]`, leaning towards `prior` [ms at dense extents] as strongly as `pull` says."""
+        sums = self.sums(region, form)
+        gram, moment = sums.gram[without], sums.moment[without]
+        if prior is not None:
+            lean = (pull / (prior + FLOOR * max(float(self.samples.ms[region.name].max()), 1e-9))) ** 2
+            gram, moment = gram + np.diag(lean), moment + lean * prior
+        return _least_squares(gram, moment)
+
+    def _pool(self, form: Form, without: int) -> Floats | None:
         """One coefficient a feature for all heavy regions, per unit of work; None for a region alone."""
-        key = form, train.tobytes()
+        if len(self.heavy) == 1:
+            return None
+        key = form, without
         if key not in self._pooled:
-            self._pooled[key] = self._pool(form, train) if len(self.heavy) > 1 else None
+            every = [self.sums(region, form) for region in self.heavy]
+            gram = np.sum([s.gram[without] * np.outer(s.units, s.units) for s in every], axis=0)
+            self._pooled[key] = _least_squares(gram, np.sum([s.moment[without] * s.units for s in every], axis=0))
         return self._pooled[key]
 
-    def _pool(self, form: Form, train: npt.NDArray[np.bool_]) -> Floats:
-        rows, values = [], []
-        for region in self.heavy:
-            ms = self.samples.ms[region.name]
-            weight = _weights(ms)[train]
-            rows.append(self.features(region, form)[train] * _units(region, form) * weight[:, None])
-            values.append(ms[train] * weight)
-        return _least_squares(np.concatenate(rows), np.concatenate(values))
 
-    def fitted(self, region: Fitted, form: Form, train: npt.NDArray[np.bool_], pooled: Floats | None) -> Floats:
-        """A region's coefficients, leaning towards the pooled ones."""
-        prior = None if pooled is None else pooled * _units(region, form)
-        return self.leaning(region, form, train, prior, LEAN)
-
-    def leaning(
-        self, region: Fitted, form: Form, train: npt.NDArray[np.bool_], prior: Floats | None, pull: float
-    ) -> Floats:
-        """A region's coefficients `[k]`, leaning towards `prior` [ms at dense extents] as strongly as `pull` says."""
-        ms = self.samples.ms[region.name]
-        weight = _weights(ms)[train]
-        rows, values = self.features(region, form)[train] * weight[:, None], ms[train] * weight
-        if prior is not None:
-            lean = pull / (prior + FLOOR * max(float(ms.max()), 1e-9))
-            rows, values = np.concatenate([rows, np.diag(lean)]), np.concatenate([values, lean * prior])
-        return _least_squares(rows, values)
+def _least_squares(gram: Floats, moment: Floats) -> Floats:
+    """Non-negative least squares from normal equations, each unknown scaled to its column."""
+    scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    root = np.linalg.cholesky(gram / np.outer(scale, scale) + RIDGE * np.eye(len(scale)))
+    return np.asarray(nnls(root.T, np.linalg.solve(root, moment / scale))[0] / scale, np.float64)
 
 
-def _least_squares(rows: Floats, values: Floats) -> Floats:
-    """Non-negative least squares, on the triangle that has the same solution as all rows."""
-    q, triangle = np.linalg.qr(rows)
-    return np.asarray(nnls(triangle, values @ q)[0], np.float64)
+def _parts(region: Fitted) -> tuple[Region, ...]:
+    return region.parts if isinstance(region, Fused) else (region,)
 
 
 def _present(region: Region, form: Form) -> Floats:

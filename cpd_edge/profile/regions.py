@@ -375,26 +375,32 @@ class Attribution:
             name = shorter if shorter != name else ""
         return None
 
-    def times(self, kernels: Sequence[Kernel], quantile: float = 0.25) -> Times:
+    def times(self, kernels: Sequence[Kernel]) -> Times:
         """Time of every region, 0 where none of its kernels is left, and the rest that has no region.
 
-        Layout conversions carry no name of the model's: one to a runtime's own layout counts for the next region, one
-        back for the region before, and so do elementwise kernels of unknown name; before all regions, for the first.
-        A kernel's time is a low quantile of its repeats, which interference does not reach. A kernel of several regions
-        counts for their head, see `fused`; where that was not said beforehand, for the first of them.
+        Layout conversions carry no name of the model's. Each counts for the neighbour whose widths decide that it is
+        there: one to a runtime's own layout for the region before, which could not compute in it, one back for the
+        region after, which cannot. Elementwise kernels of unknown name count for the region before.
+        A kernel's time is the median of its repeats, each brought to the pace of the median inference first: a machine
+        in a slow state slows all kernels of an inference. A kernel of several regions counts for their head, see
+        `fused`; where that was not said beforehand, for the first of them.
         """
         ordered = sorted(kernels, key=lambda k: k.order)
         held = self._held(ordered)
-        home: list[str | None] = [self.heads.get(regions[0], regions[0]) if regions else None for regions in held]
+        told = [self.heads.get(regions[0], regions[0]) if regions else None for regions in held]
+        home = list(told)
         for i, kernel in enumerate(ordered):
-            if home[i] is None and (_reorder(kernel) or kernel.op in ELEMENTWISE):
-                near = home[i + 1 :] if kernel.op == "ReorderInput" else [*home[:i][::-1], *home[i + 1 :]]
+            if told[i] is None and (_reorder(kernel) or kernel.op in ELEMENTWISE):
+                before, after = told[:i][::-1], told[i + 1 :]
+                near = [*after, *before] if kernel.op == "ReorderOutput" else [*before, *after]
                 home[i] = next((h for h in near if h is not None), None)
         names = dict.fromkeys(self.heads.get(name, name) for name in self.names.values())
         out, count = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
         rest = reformats = 0.0
+        wholes = np.sum([kernel.ms for kernel in ordered], axis=0)
+        pace = np.median(wholes) / wholes
         for kernel, region in zip(ordered, home, strict=True):
-            ms = float(np.quantile(kernel.ms, quantile))
+            ms = float(np.median(kernel.ms * pace))
             if region is not None:
                 out[region] += ms
                 count[region] += 1

@@ -28,11 +28,15 @@ from cpd_edge.profile.turns import Bench, Fusions, MakeRunner
 from cpd_edge.store import held, plain, write_text
 from cpd_edge.types import Region, Widths
 
-LIMIT_S, DENSE_RUNS = 40.0, 250
+LIMIT_S, DENSE_RUNS = 55.0, 250
 """Sampling ends after so long and as many dense inferences more, but not before the first check."""
-FIRST_CHECK, CHECK_EVERY = ENOUGH, 8
+FIRST_CHECK, CHECK_EVERY = ENOUGH, 12
 KNOWN_CHECK, MOSTLY = 12, 0.8
 """The first look at held-out errors where this share of the work is known from other networks."""
+FIT_STEPS = {1: 0.35, 4: 0.2, 8: 0.15, 16: 0.3}
+PLAN_STEPS = {1: 0.15, 4: 0.2, 8: 0.25, 16: 0.4}
+"""What widths are rounded to, and how often. A width that fits no block of the hardware costs most, and what it costs
+is seen at such widths alone: the fit gets more of them than plans have."""
 LEFT_OUT = 0.15
 """Share of branches that a held-out plan lacks."""
 TARGET_MEDIAN, TARGET_P90 = 0.02, 0.05
@@ -54,19 +58,21 @@ def draws(
 ) -> tuple[Draw, ...]:
     """What to measure, in order: the dense and the smallest network, then fit samples with held-out ones between.
 
-    Fit samples are a Latin hypercube, so every group visits every part of its range; most widths are
-    rounded to a multiple of 16, 8 or 4. Held-out ones are plans: one share for the network, spread over groups, some
-    branches (groups of one unit) left out; what is fitted has all of them.
+    Fit samples are a Latin hypercube, so every group visits every part of its range. Held-out ones are plans: one share
+    for the network, spread over groups, some branches (groups of one unit) left out; what is fitted has all of them.
     """
     rng = np.random.default_rng(seed)
     strata = max(samples - 2, 1)
     share = {g: (rng.permutation(strata) + rng.uniform(size=strata)) / strata for g in groups}
-    fit = [Draw({g: _rounded(n, float(share[g][i]), rng) for g, n in groups.items()}, False) for i in range(strata)]
+    fit = [
+        Draw({g: _rounded(n, float(share[g][i]), rng, FIT_STEPS) for g, n in groups.items()}, False)
+        for i in range(strata)
+    ]
     plans = []
     for _ in range(holdout):
         level = rng.uniform(0.25, 0.95)
         spread = {g: float(np.clip(level + rng.normal(0, 0.15), 0.05, 1)) for g in groups}
-        widths = {g: _rounded(n, spread[g], rng) for g, n in groups.items()}
+        widths = {g: _rounded(n, spread[g], rng, PLAN_STEPS) for g, n in groups.items()}
         plans.append(Draw(widths | {g: int(rng.uniform() > LEFT_OUT) for g, n in groups.items() if n == 1}, True))
     mixed: list[Draw] = []
     early = max(first_check - 2, 1)
@@ -78,10 +84,10 @@ def draws(
     return (*ends[: max(samples, 1)], *(mixed if samples > 2 else []), *plans)
 
 
-def _rounded(units: int, share: float, rng: np.random.Generator) -> int:
-    """A width near `share` of the units: mostly a multiple of 16, 8 or 4, where the group has several of them."""
+def _rounded(units: int, share: float, rng: np.random.Generator, steps: Mapping[int, float]) -> int:
+    """A width near `share` of the units, rounded to one of the steps where the group has several of them."""
     width = share * units
-    step = int(rng.choice([1, 4, 8, 16], p=[0.15, 0.2, 0.25, 0.4]))
+    step = int(rng.choice(list(steps), p=list(steps.values())))
     if units >= 2 * step:
         width = round(width / step) * step
     return int(np.clip(round(width), 1, units))
@@ -96,7 +102,7 @@ def profile(
     *,
     model: onnx.ModelProto | None = None,
     samples: int = 48,
-    holdout: int = 10,
+    holdout: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
     repeats: int | None = None,
@@ -118,10 +124,10 @@ def profile(
         key: environment and model signature that the numbers belong to.
         model: the dense ONNX that the regions were found in, for the names that runtimes call kernels after.
         samples: networks to fit on, at most; fewer where held-out errors are small.
-        holdout: networks kept out of the fit.
+        holdout: networks kept out of the fit; None: one for five samples, at least four.
         seed: of the sampled widths.
         folder: where samples and the table are kept; nothing is kept without it.
-        repeats: inferences a network, each with and without the profiler; None: as many as 0.3 s hold.
+        repeats: turns of a network and inferences with the profiler; None: as many as its time holds.
         isolated_seconds: time for the baseline of regions timed alone; 0 leaves it out.
         fresh: measure it all again, whatever is kept in `folder`.
         progress: gets a fraction and a message.
@@ -131,6 +137,7 @@ def profile(
         TableError: no region is measured by the runtime's profiler.
     """
     tell = progress or (lambda fraction, text: None)
+    holdout = max(4, round(samples / 5)) if holdout is None else holdout
     measured = partial(
         _measured, build, regions, groups, make_runner, dict(plain(key)), model=model, samples=samples,  # type: ignore[call-overload]
         holdout=holdout, seed=seed, folder=folder, repeats=repeats, isolated_seconds=isolated_seconds, tell=tell,
@@ -180,15 +187,16 @@ def _measured(
                 sample = bench.measure(draw.widths, draw.held_out)
                 log.append(sample, time.perf_counter() - started, bench.fused or ())
                 started = time.perf_counter()
-            tell((i + 1) / len(todo), f"sample {i + 1} of at most {len(todo)}{current}")
             seen = log.samples[: i + 1]
+            left = _seconds_left(seen, log.seconds, len(todo))
+            tell((i + 1) / len(todo), f"sample {i + 1} of at most {len(todo)}, {left:.0f} s at most{current}")
             if _late(seen, log.seconds, holdout):
                 break
             if i + 1 < len(todo) and _check_now(seen, holdout, first):
                 table = fitted(seen, log.seconds, log.fused)
                 if _good(table):
                     break
-                current = f", held-out error {table.report()['holdout_median_error']:.1%} so far"
+                current = f", held-out error {table.report()['holdout_median_error']:.1%}"
                 table = None
         table = table or fitted(log.samples[: len(todo)], log.seconds, log.fused)
     finally:
@@ -214,11 +222,17 @@ def _check_now(samples: Sequence[Sample], holdout: int, first: int) -> bool:
 def _late(samples: Sequence[Sample], seconds: float, holdout: int) -> bool:
     """Whether sampling took its time: the slower the network, the more it gets, and the fewer samples."""
     fit = sum(not s.held_out for s in samples)
-    return (
-        fit >= FIRST_CHECK
-        and len(samples) - fit == holdout
-        and seconds > LIMIT_S + DENSE_RUNS * samples[-1].dense_ms / 1e3
-    )
+    return fit >= FIRST_CHECK and len(samples) - fit == holdout and seconds > _limit_s(samples)
+
+
+def _limit_s(samples: Sequence[Sample]) -> float:
+    return LIMIT_S + DENSE_RUNS * samples[-1].dense_ms / 1e3
+
+
+def _seconds_left(samples: Sequence[Sample], seconds: float, most: int) -> float:
+    """How long sampling may go on, at the pace that it had, until all are measured or it is late."""
+    pace, first = seconds / len(samples), min(most, FIRST_CHECK + sum(s.held_out for s in samples))
+    return max(pace * (first - len(samples)), min(pace * (most - len(samples)), _limit_s(samples) - seconds), 0.0)
 
 
 def _good(table: LatencyTable) -> bool:

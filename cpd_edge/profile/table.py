@@ -1,6 +1,7 @@
 """The latency table: what was measured, the models fitted to it, and the latency of any widths.
 
-Format history: 1, the first; 2, `within`; 3, `fused` and `reformats_ms`; 4, `geometry` of regions.
+Format history: 1, the first; 2, `within`; 3, `fused` and `reformats_ms`; 4, `geometry` of regions; 5,
+`noise` is a standard error.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from cpd_edge.types import Region
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 4
+FORMAT = 5
 Elsewhere: TypeAlias = Callable[[Sequence[Region], Samples], Mapping[str, Model]]
 """Given regions and what was measured of them here: by region, what fits it in other networks."""
 ENOUGH = 24
@@ -59,10 +60,10 @@ class Sample:
         kernels: how many kernels each region ran as.
         rest_ms: kernels that belong to no region [ms].
         total_ms: whole inference without the profiler, at the pace of `dense_ms` [ms].
-        dense_ms: the dense network's inference in turns with it, a low quantile [ms].
+        dense_ms: the dense network's inference in turns with it, the median [ms].
         held_out: kept out of the fit, to test it.
         reformats_ms: changes of format among `rest_ms` [ms].
-        noise: relative difference between the two halves of the window that `total_ms` is from.
+        noise: relative standard error of `total_ms`.
     """
 
     widths: Mapping[str, int]

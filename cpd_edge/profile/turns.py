@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,20 +11,24 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import onnx
+from scipy.stats import trim_mean
 
 from cpd_edge.errors import TableError
-from cpd_edge.measure.site import involuntary_switches, times_ms
+from cpd_edge.measure.site import Pace, site_of
 from cpd_edge.profile.regions import Attribution, Kernel, Times
 from cpd_edge.profile.table import Sample
 from cpd_edge.types import Widths
 
-LOW_QUANTILE = 0.25
-"""Quantile of repeats that stands for a latency: interference only ever adds time."""
-SECONDS_PER_SAMPLE = 0.3
-"""Time to spend running one sampled network, half of it with the profiler; at least `FEWEST` repeats each."""
+TURN_NS = 10_000_000
+"""How long one turn of a network lasts, at least one inference: shorter than the machine keeps a state of its own."""
+TURNS_S, HELD_OUT_S = 0.25, 1.0
+"""How long a network and the dense one take turns; a held-out one is what the table is judged by, and gets longer."""
+PROFILED_S = 0.15
+"""How long a network runs with the profiler."""
 FEWEST, MOST = 4, 60
-TURNS, MOST_A_TURN = 4, 150
-"""Turns that a sample and the dense network take, and most inferences of either in one."""
+"""Turns of each, and inferences with the profiler, at least; and the latter at most."""
+BATCHES, TRIMMED = 4, 0.1
+"""Runs of turns that the noise is judged by; share of turns that is left out at either end."""
 DISTURBED = 0.5
 """Involuntary context switches for each inference from which a sample is measured once more."""
 
@@ -48,16 +54,19 @@ Fusions = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class _Window:
-    """One measurement of a network in turns with the dense one.
+    """A network and the dense one in turns, and then the network with the profiler on.
 
     Attributes:
-        total, dense: latencies by turn [ms].
-        switches: involuntary context switches meanwhile.
-        inferences: how many were run.
+        ratios: latency of the network over that of the dense one, by turn `[turns]`.
+        dense_ms: median latency of the dense network [ms].
+        times: of the network's regions.
+        switches: involuntary context switches during the turns.
+        inferences: how many there were in the turns.
     """
 
-    total: tuple[npt.NDArray[np.float64], ...]
-    dense: tuple[npt.NDArray[np.float64], ...]
+    ratios: npt.NDArray[np.float64]
+    dense_ms: float
+    times: Times
     switches: int
     inferences: int
 
@@ -67,25 +76,22 @@ class _Window:
         return self.switches > DISTURBED * self.inferences
 
     @property
-    def dense_ms(self) -> float:
-        """Low quantile of the dense network's latency [ms]."""
-        return float(np.quantile(np.concatenate(self.dense), LOW_QUANTILE))
-
-    @property
     def total_ms(self) -> float:
-        """Median ratio to the dense network in the same turn, at the pace of `dense_ms` [ms]."""
-        return self.dense_ms * float(np.median(self._ratios))
+        """Typical ratio to the dense network, at the pace of `dense_ms` [ms]."""
+        return self.dense_ms * _typical(self.ratios)
 
     @property
     def noise(self) -> float:
-        """How far the first and the last half of the window differ, relative to their mean."""
-        first, last = float(np.mean(self._ratios[:2])), float(np.mean(self._ratios[2:]))
-        return abs(first - last) * 2 / (first + last)
+        """Relative standard error of `total_ms`, from runs of turns: turns that follow each other are alike."""
+        found = [_typical(batch) for batch in np.array_split(self.ratios, min(BATCHES, len(self.ratios)))]
+        if len(found) < 2:
+            return 0.0
+        return float(np.std(found, ddof=1) / np.mean(found) / np.sqrt(len(found)))
 
-    @property
-    def _ratios(self) -> list[float]:
-        turns = zip(self.total, self.dense, strict=True)
-        return [float(np.quantile(ours, LOW_QUANTILE) / np.quantile(theirs, LOW_QUANTILE)) for ours, theirs in turns]
+
+def _typical(ratios: npt.NDArray[np.float64]) -> float:
+    """Geometric mean of ratios without the outermost."""
+    return float(np.exp(trim_mean(np.log(ratios), TRIMMED)))
 
 
 class Bench:
@@ -103,7 +109,6 @@ class Bench:
         self._build, self._make_runner, self._attribution = build, make_runner, attribution
         self._groups, self._repeats, self._clock = groups, repeats, clock
         self._dense: Runner | None = None
-        self._dense_once_ms = 0.0
         self.fused: Fusions | None = None
 
     def fuse(self, fused: Fusions) -> None:
@@ -119,19 +124,16 @@ class Bench:
         """
         if self._dense is None:
             self._dense = self._make_runner(self._build(self._groups), False)
-            self._time_ms(self._dense, 1)
-            self._dense_once_ms = float(self._time_ms(self._dense, 1).min())
         data = self._build(widths)
         runner = self._make_runner(data, False)
         try:
-            self._time_ms(runner, 1)
-            once_ms = float(self._time_ms(runner, 1).min())
-            seen, times = self._window(runner, self._dense, data, once_ms)
+            seen = self._window(runner, self._dense, data, held_out)
             if seen.disturbed:
-                again, later = self._window(runner, self._dense, data, once_ms)
-                seen, times = (again, later) if again.switches < seen.switches else (seen, times)
+                again = self._window(runner, self._dense, data, held_out)
+                seen = again if again.switches < seen.switches else seen
         finally:
             runner.close()
+        times = seen.times
         if not sum(times.ms.values()) > 0:
             raise TableError(
                 f"none of the profiled kernels belongs to a region: {times.unattributed_ms:.4g} ms are unattributed",
@@ -143,22 +145,25 @@ class Bench:
             dense_ms=seen.dense_ms, held_out=held_out, reformats_ms=times.reformats_ms, noise=seen.noise,
         )  # fmt: skip
 
-    def _window(self, runner: Runner, dense: Runner, data: bytes, once_ms: float) -> tuple[_Window, Times]:
-        """The network and the dense one in turns, with a profile of the network in their middle."""
-        repeats = self._repeats or self._affordable(once_ms)
-        part, few = (self._a_turn(ms) for ms in (once_ms, self._dense_once_ms))
-        before = involuntary_switches()
-        ours, theirs = [], []
-        times: Times | None = None
-        for turn in range(TURNS):
-            if turn == TURNS // 2:
-                times = self._profiled(data, repeats)
-            theirs.append(self._time_ms(dense, few))
-            ours.append(self._time_ms(runner, part))
-        assert times is not None
-        after = involuntary_switches()
-        switches = 0 if before is None or after is None else after - before
-        return _Window(tuple(ours), tuple(theirs), switches, TURNS * (few + part) + repeats), times
+    def _window(self, runner: Runner, dense: Runner, data: bytes, held_out: bool) -> _Window:
+        site = site_of([dense, runner], self._clock, time.sleep)
+        if self._repeats:
+            pace, fewest, left_s = Pace(0), self._repeats, 0.0
+        else:
+            pace, fewest, left_s = Pace(TURN_NS), FEWEST, HELD_OUT_S if held_out else TURNS_S
+        site.warm_up([dense, runner], pace, warmup_ns=1)
+        visits = [site.visit([dense, runner], pace, fewest, sys.maxsize)]
+        left_ns = round(left_s * 1e9) - visits[0].elapsed_ns
+        if left_ns > 0:
+            visits.append(site.visit([dense, runner], pace, sys.maxsize, left_ns))
+        blocks = [block.samples_ns for part in visits for block in part.blocks]
+        theirs, ours = (np.asarray([np.median(ns) for ns in blocks[i::2]]) / 1e6 for i in (0, 1))
+        once_ms = float(np.median(ours))
+        repeats = self._repeats or int(np.clip(PROFILED_S * 1e3 / max(once_ms, 1e-3), FEWEST, MOST))
+        return _Window(
+            ours / theirs, float(np.median(theirs)), self._profiled(data, repeats),
+            sum(part.switches or 0 for part in visits), sum(map(len, blocks)),
+        )  # fmt: skip
 
     def _profiled(self, data: bytes, repeats: int) -> Times:
         runner = self._make_runner(data, True)
@@ -168,7 +173,7 @@ class Bench:
             runner.close()
         if self.fused is None:  # the first network is the dense one
             self.fuse(self._adapted(data).spanned(kernels))
-        return self._adapted(data).times(kernels, LOW_QUANTILE)
+        return self._adapted(data).times(kernels)
 
     def _adapted(self, data: bytes) -> Attribution:
         here = self._attribution
@@ -178,15 +183,3 @@ class Bench:
         """Closes the dense network."""
         if self._dense is not None:
             self._dense.close()
-
-    def _time_ms(self, runner: Runner, repeats: int) -> npt.NDArray[np.float64]:
-        return times_ms(runner, repeats, self._clock)
-
-    def _affordable(self, once_ms: float) -> int:
-        return int(np.clip(SECONDS_PER_SAMPLE / 2 * 1e3 / max(once_ms, 1e-3), FEWEST, MOST))
-
-    def _a_turn(self, once_ms: float) -> int:
-        """How many inferences a turn holds, of a network that takes so long."""
-        if self._repeats:
-            return -(-self._repeats // TURNS)
-        return int(np.clip(SECONDS_PER_SAMPLE / 2 / TURNS * 1e3 / max(once_ms, 1e-3), 1, MOST_A_TURN))

@@ -66,7 +66,7 @@ def make_broken():
 def make_data():
     drawn = torch.Generator().manual_seed(0)
     targets = torch.arange(96) % 4
-    images = 0.3 * torch.randn(96, 1, 16, 16, generator=drawn) + targets.float().view(-1, 1, 1, 1)
+    images = 0.3 * torch.randn(96, 1, 48, 48, generator=drawn) + targets.float().view(-1, 1, 1, 1)
     batches = list(zip(images.split(16), targets.split(16)))
     return batches[:4], batches[4:]
 """
@@ -82,8 +82,8 @@ def write_world(folder: Path) -> None:
         for part in ("images", "masks"):
             (folder / "shapes" / side / part).mkdir(parents=True)
         for i in range(count):
-            mask = rng.integers(0, 3, (4, 4), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
-            image = (mask[..., None] * 80 + rng.integers(0, 40, (16, 16, 3))).astype(np.uint8)
+            mask = rng.integers(0, 3, (6, 6), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+            image = (mask[..., None] * 80 + rng.integers(0, 40, (48, 48, 3))).astype(np.uint8)
             mask[0, 0] = 255
             Image.fromarray(image).save(folder / f"shapes/{side}/images/{i}.png")
             Image.fromarray(mask).save(folder / f"shapes/{side}/masks/{i}.png")

@@ -39,10 +39,10 @@ def saved(path: Path, latency_ms: float, **environment: Any) -> str:
 
 def test_a_time_limit_names_what_was_not_met(shell: Shell, engine: str) -> None:
     """Exit code 3, the condition in words, and no number where the samples support none."""
-    words = ("bench", engine, "--limit-s", "0.3", "--quantile", "0.999999", "--budget-ms", "1000")
+    words = ("bench", engine, "--limit-s", "1", "--quantile", "0.999999", "--budget-ms", "1000")
     done = shell(*words)
     assert done.code == 3
-    assert "time limit of 0.3 s: p99.9999 is not supported by n" in done.out
+    assert "time limit of 1 s: p99.9999 is not supported by n" in done.out
     assert "above that not supported by n" in done.out.splitlines()[0]
 
 

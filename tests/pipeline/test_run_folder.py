@@ -194,7 +194,7 @@ def test_the_python_api_gives_the_same_run(classified: tuple[Run, Done], shell: 
     assert found.record == run.record and found.verdict == run.record["verdict"]
     assert found.engine.is_file() and found.report.is_file()
     assert len(found.measurement.samples_ns) == run.record["latency_ms"]["n"]
-    assert found.module(torch.zeros(2, 1, 16, 16)).shape == (2, 4)
+    assert found.module(torch.zeros(2, 1, 48, 48)).shape == (2, 4)
 
 
 def test_regions_and_the_rest_add_up_to_the_median(finished: tuple[Run, Done]) -> None:

@@ -8,7 +8,7 @@ from cli.shell import Shell
 from cpd_edge.cli.text import strategies_text
 from cpd_edge.pipeline.strategies import STRATEGIES
 
-CALL = ("compare-strategies", "mine.py:make_net", "--input", "1,16,16", "--samples", "8", "--profiles", "strategies")
+CALL = ("compare-strategies", "mine.py:make_net", "--input", "1,48,48", "--samples", "8", "--profiles", "strategies")
 
 
 def test_no_strategy_beats_the_solver_on_the_table(shell: Shell) -> None:

@@ -12,8 +12,8 @@ from cli.worlds import PRUNE, QUICK
 from cpd_edge.cli.text import bench_text, doctor_text
 from cpd_edge.store import Run, measurement_from
 
-COMB = ("comb", "mine.py:make_net", "--input", "1,16,16")
-PROFILE = ("profile", "mine.py:make_net", "--input", "1,16,16", "--samples", "8")
+COMB = ("comb", "mine.py:make_net", "--input", "1,48,48")
+PROFILE = ("profile", "mine.py:make_net", "--input", "1,48,48", "--samples", "8")
 SHORT = ("--limit-s", "0.4", "--target", "0.5")
 
 
@@ -55,10 +55,10 @@ def test_tables_are_handed_on(ending: str, shell: Shell) -> None:
     """`tables export` and `import` carry every table to another store; what is there already is not doubled."""
     shell(*PROFILE, "--profiles", "given")
     listed = shell("tables", "list", "--profiles", "given", "--json").json["tables"]
-    assert [t["samples"] for t in listed] == [18] and listed[0]["environment"]["runtime"] == "onnxruntime"
+    assert [t["samples"] for t in listed] == [12] and listed[0]["environment"]["runtime"] == "onnxruntime"
     sent = shell("tables", "export", f"given.{ending}", "--profiles", "given", "--json").json
-    assert sent == {"file": f"given.{ending}", "tables": 1, "rows": 18 * listed[0]["regions"]}
-    for new in (18, 0):
+    assert sent == {"file": f"given.{ending}", "tables": 1, "rows": 12 * listed[0]["regions"]}
+    for new in (12, 0):
         taken = shell("tables", "import", f"given.{ending}", "--profiles", f"taken-{ending}", "--json").json
         assert taken == {**sent, "new_samples": new}
     [there] = shell("tables", "list", "--profiles", f"taken-{ending}", "--json").json["tables"]

@@ -149,10 +149,10 @@ def test_fused_and_renamed_kernels_find_their_region() -> None:
     ms, rest = attribute(
         kernels(
             ("relu_nchwc", "Conv", 1.0),  # conv, batch norm and relu, after the value
-            ("ReorderOutput_token_9", "ReorderOutput", 0.25),  # back: belongs to the stem
+            ("ReorderOutput_token_9", "ReorderOutput", 0.25),  # back: for what follows, which lacks the layout
             ("HardSigmoid_147", "HardSigmoid", 0.125),  # elementwise, renamed by the runtime: what went before
             ("node_conv2d_1", "FusedConv", 2.0),
-            ("ReorderInput", "ReorderInput", 0.5),  # to: belongs to what follows
+            ("ReorderInput", "ReorderInput", 0.5),  # to: for what went before, which lacked it
             ("conv2d_2_nchwc", "Conv", 4.0),
             ("node_add_4_token_12", "Add", 0.125),
             ("node_cat", "Concat", 8.0),
@@ -167,10 +167,22 @@ def test_fused_and_renamed_kernels_find_their_region() -> None:
         model,
     )
     assert ms == {
-        "node_conv2d": 1.375, "node_conv2d_1": 2.0, "node_conv2d_2": 4.625, "node_cat": 8.0, "node_conv2d_3": 16.0,
+        "node_conv2d": 1.125, "node_conv2d_1": 2.75, "node_conv2d_2": 4.125, "node_cat": 8.0, "node_conv2d_3": 16.0,
         "node_conv2d_4": 32.0, "node_mean": 64.0, "node_linear": 128.0,
     }  # fmt: skip
     assert rest == 768.0
+
+
+def test_a_slow_state_of_the_machine_is_taken_out_of_every_kernel() -> None:
+    """Of inferences at other paces, each kernel counts as in the median one, not as the states happened to fall."""
+    pace = np.array([1.0, 1.0, 1.0, 1.3, 1.3, 1.3, 1.3])
+    disturbed = pace.copy()
+    disturbed[3:5] *= 0.5  # of one kernel alone: its own scatter stays its own
+    regions = find_regions(network(), layouts(activations=True))
+    seen = [Kernel("node_conv2d", "Conv", 0, 2.0 * pace), Kernel("node_conv2d_1", "Conv", 1, 1e-3 * disturbed)]
+    found = Attribution.of(regions, network()).times(seen).ms
+    assert found["node_conv2d"] == pytest.approx(2.0 * 1.3, rel=1e-3)
+    assert found["node_conv2d_1"] == pytest.approx(1e-3 * 1.3, rel=1e-3)
 
 
 def test_another_build_has_the_same_regions_under_other_names() -> None:

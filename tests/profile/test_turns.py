@@ -1,0 +1,85 @@
+"""Laws of a window: a network against the dense one on a machine that changes its pace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from cpd_edge.measure.runners import Kernel
+from cpd_edge.profile.regions import Attribution
+from cpd_edge.profile.turns import Bench
+
+DENSE_MS = 4.0
+
+
+class Machine:
+    """A clock that runs at one of two paces, which change at random after some 100 ms each."""
+
+    def __init__(self, seed: int, slow: float) -> None:
+        self._rng, self._slow = np.random.default_rng(seed), slow
+        self._now_ms, self._pace, self._until_ms = 0.0, 1.0, 0.0
+
+    def clock(self) -> int:
+        return round(self._now_ms * 1e6)
+
+    def work(self, ms: float) -> None:
+        if self._now_ms >= self._until_ms:
+            self._pace = float(self._rng.choice([1.0, self._slow]))
+            self._until_ms = self._now_ms + float(self._rng.exponential(100.0))
+        self._now_ms += ms * self._pace
+
+
+@dataclass
+class Engine:
+    machine: Machine
+    ms: float
+
+    def run(self) -> None:
+        self.machine.work(self.ms)
+
+    def kernels(self, repeats: int) -> Sequence[Kernel]:
+        return [Kernel("a", "Conv", 0, np.full(repeats, self.ms))]
+
+    def close(self) -> None:
+        pass
+
+
+def bench(machine: Machine, repeats: int | None = None) -> Bench:
+    """Networks whose latency is their width's share of the dense one's."""
+
+    def make_runner(model: bytes, profiled: bool) -> Engine:
+        return Engine(machine, float(model))
+
+    def build(widths: object) -> bytes:
+        return str(DENSE_MS * widths["a"] / 64).encode()  # type: ignore[index]
+
+    return Bench(build, make_runner, Attribution({"a": "a"}), {"a": 64}, repeats, machine.clock)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_states_of_the_machine_do_not_reach_a_ratio(held_out: bool) -> None:
+    """States 30 % apart move a network's ratio to the dense one by a few per cent, less where it is held out."""
+    off = []
+    for seed in range(20):
+        sample = bench(Machine(seed, 1.3)).measure({"a": 24}, held_out)
+        off.append(sample.total_ms / sample.dense_ms / (24 / 64) - 1)
+    assert np.std(off) < (0.012 if held_out else 0.02)
+    assert abs(np.mean(off)) < 0.01
+
+
+def test_noise_tells_how_far_off_a_ratio_is() -> None:
+    """A window's own standard error is the spread of windows among each other, within a factor of three."""
+    seen = [bench(Machine(seed, 1.3)).measure({"a": 24}, False) for seed in range(40)]
+    spread = np.std([s.total_ms / s.dense_ms for s in seen]) / np.mean([s.total_ms / s.dense_ms for s in seen])
+    assert spread / 3 < np.sqrt(np.mean([s.noise**2 for s in seen])) < 3 * spread
+
+
+def test_a_steady_machine_has_no_noise() -> None:
+    """Nor does a single turn, which cannot tell."""
+    steady = bench(Machine(0, 1.0)).measure({"a": 16}, False)
+    assert steady.total_ms == pytest.approx(DENSE_MS / 4)
+    assert steady.noise == pytest.approx(0.0, abs=1e-9)
+    assert bench(Machine(0, 1.0), repeats=1).measure({"a": 16}, False).noise == 0.0
