@@ -8,14 +8,13 @@ import typer
 
 from cpd_edge.cli.console import show, told
 from cpd_edge.cli.options import Json
+from cpd_edge.cli.text import probe_text
 
 Name = Annotated[str, typer.Argument(help="the device's name, as --device takes it")]
 
 devices = typer.Typer(
     help="Other machines to measure on, over ssh.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
 )
-
-_GIB = 1 << 30
 
 
 def register(app: typer.Typer) -> None:
@@ -61,14 +60,10 @@ def list_(as_json: Json = False) -> None:
 def probe(name: Name, as_json: Json = False) -> None:
     """Show what a device is, its state, and its runtimes. Nothing is measured."""
     with told(as_json):
-        from cpd_edge.measure.descriptions import matching
-        from cpd_edge.measure.devices import get
-        from cpd_edge.measure.station import probe as work
+        from cpd_edge.measure.station import examined
 
-        found = {"name": name, **work(get(name))}
-        known = matching(found["device"], found["memory_bytes"], found["machine"])
-        found["description"] = None if known is None else known.name
-    show(found, as_json, _probe_text)
+        found = examined(name)
+    show(found, as_json, probe_text)
 
 
 @devices.command()
@@ -97,34 +92,3 @@ def _list_text(found: dict[str, Any]) -> str:
     if not found["devices"]:
         return "no devices yet; add one: cpd-edge devices add NAME ssh://user@host"
     return "\n".join(f"{row['name']:<16} {row['url']}" for row in found["devices"])
-
-
-def _probe_text(found: dict[str, Any]) -> str:
-    """What a person wants to know before measuring there."""
-    runtimes, lock = found["runtimes"], found["lock"]
-    state = [found[key] for key in ("power_mode", "clocks", "governor") if found[key] not in ("", "unknown")]
-    rows = {
-        "device": f"{found['device']}, {found['machine']}, {found['cores']} cores",
-        "described": _described(found["description"]),
-        "system": f"{found['os']} {found['kernel']}" + (f", L4T {found['l4t']}" if found["l4t"] else ""),
-        "state": ", ".join(state) or "says nothing of power mode, clocks or governor",
-        "memory": f"{found['memory_available_bytes'] / _GIB:.1f} of {found['memory_bytes'] / _GIB:.1f} GiB available",
-        "disk": f"{found['disk_free_bytes'] / _GIB:.1f} GiB free in {found['folder']}",
-        "python": f"{found['python']}, measures with {found['measures_with']}",
-        **{name: runtimes.get(name) or "not installed there" for name in ("onnxruntime", "tensorrt", "numpy")},
-        "power rails": ", ".join(row[1] or row[0] for row in found["sensors"]["rails"]) or "none readable",
-        "in use": "no" if lock is None else f"by {lock['holder']} since {lock['since']}",
-    }
-    return "\n".join(f"{label:<12} {text}" for label, text in rows.items())
-
-
-def _described(name: str | None) -> str:
-    """What public documents say of such a device, briefly."""
-    if name is None:
-        return "in no file of profiles/devices"
-    from cpd_edge.measure.descriptions import description
-
-    found = description(name)
-    facts = [found.arch, f"{found.dla_cores} DLA cores" if found.dla_cores else None, found.memory_type]
-    rails = f"total of {' + '.join(found.total_rails)} is {found.total_scope}" if found.total_rails else None
-    return ", ".join([f"{name}.json", *(fact for fact in (*facts, rails) if fact)])

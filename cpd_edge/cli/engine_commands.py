@@ -43,7 +43,9 @@ def build(
     level: Annotated[int | None, typer.Option(help="builder optimisation level, 0 to 5")] = None,
     dla_core: Annotated[int | None, typer.Option(help="DLA core, with the GPU for what it does not take")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="folder of timing caches")] = None,
-    power_mode: Annotated[str, typer.Option(help="the device's power mode now, for the record")] = "",
+    power_mode: Annotated[
+        str | None, typer.Option(help="the device's power mode, for the record; this machine's if not given")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="file of the engine; beside the model if not given")] = None,
     as_json: Json = False,
 ) -> None:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+_GIB = 1 << 30
 BUSY = 20
 """Involuntary context switches a second from which a measurement says that it was disturbed."""
 
@@ -242,6 +243,44 @@ def doctor_text(r: dict[str, Any]) -> str:
     }
     lines = [(name if not i else "", line) for name, rows in parts.items() for i, line in enumerate(rows)]
     return "\n".join(f"{name:<10}{line}" for name, line in lines)
+
+
+def doctor_there_text(r: dict[str, Any]) -> str:
+    """What the doctor found on another device: what it is, and what it can tell apart."""
+    rows = [("noise", noise_lines(r["aa"])), ("warnings", r["warnings"] or ["none"])]
+    lines = [(name if not i else "", line) for name, found in rows for i, line in enumerate(found)]
+    return "\n".join([probe_text(r), *(f"{name:<12} {line}" for name, line in lines)])
+
+
+def probe_text(found: dict[str, Any]) -> str:
+    """What a person wants to know before measuring there."""
+    runtimes, lock = found["runtimes"], found["lock"]
+    state = [found[key] for key in ("power_mode", "clocks", "governor") if found[key] not in ("", "unknown")]
+    rows = {
+        "device": f"{found['device']}, {found['machine']}, {found['cores']} cores",
+        "described": _described(found["description"]),
+        "system": f"{found['os']} {found['kernel']}" + (f", L4T {found['l4t']}" if found["l4t"] else ""),
+        "state": ", ".join(state) or "says nothing of power mode, clocks or governor",
+        "memory": f"{found['memory_available_bytes'] / _GIB:.1f} of {found['memory_bytes'] / _GIB:.1f} GiB available",
+        "disk": f"{found['disk_free_bytes'] / _GIB:.1f} GiB free in {found['folder']}",
+        "python": f"{found['python']}, measures with {found['measures_with']}",
+        **{name: runtimes.get(name) or "not installed there" for name in ("onnxruntime", "tensorrt", "numpy")},
+        "power rails": ", ".join(row[1] or row[0] for row in found["sensors"]["rails"]) or "none readable",
+        "in use": "no" if lock is None else f"by {lock['holder']} since {lock['since']}",
+    }
+    return "\n".join(f"{label:<12} {text}" for label, text in rows.items())
+
+
+def _described(name: str | None) -> str:
+    """What public documents say of such a device, briefly."""
+    if name is None:
+        return "in no file of profiles/devices"
+    from cpd_edge.measure.descriptions import description
+
+    found = description(name)
+    facts = [found.arch, f"{found.dla_cores} DLA cores" if found.dla_cores else None, found.memory_type]
+    rails = f"total of {' + '.join(found.total_rails)} is {found.total_scope}" if found.total_rails else None
+    return ", ".join([f"{name}.json", *(fact for fact in (*facts, rails) if fact)])
 
 
 def gpu_text(r: dict[str, Any]) -> str:

@@ -150,6 +150,7 @@ class Front:
         runtimes = json.loads(done.stdout) if done.returncode == 0 else {}
         disk = shutil.disk_usage(self.folder)
         found = dict(state_of(root), runtimes=runtimes, measures_with=self.python, lock=holder_now())
+        found["load_1m"] = moment()["load_1m"]
         found.update(disk_free_bytes=disk.free, folder=self.folder, trtexec=trtexec(root))
         return dict(found, sensors=Sensors(root).read())
 

@@ -14,9 +14,11 @@ import numpy as np
 
 from cpd_edge.errors import RuntimeMissing
 from cpd_edge.measure.driver import find_gpu
-from cpd_edge.measure.environment import device_name, governor, load_average, pinned, turbo
+from cpd_edge.measure.environment import load_average, pinned, state
 from cpd_edge.measure.protocol import Clock, Progress, Protocol, Runner, Sleep, compare
+from cpd_edge.measure.remote import RUNTIME, device_runner, require_device
 from cpd_edge.measure.runtimes import RUNNERS
+from cpd_edge.measure.station import examined
 from cpd_edge.measure.stats import half_width, outliers, quantile_interval
 from cpd_edge.types import Comparison
 
@@ -53,22 +55,14 @@ def doctor(
         clock, sleep, progress: as in `compare`.
     """
     versions = {name: installed(name) for name in (*PACKAGES, *RUNTIMES)}
-    aa, missing = None, ""
-    try:
-        runner = (make_runner or _tiny_runner)()
-    except RuntimeMissing as error:
-        missing = str(error)
-    else:
-        chosen = protocol or Protocol(level=LEVEL, limit_s=5.0)
-        found = compare(runner, runner, ("a", "a again"), chosen, clock=clock, sleep=sleep, progress=progress)
-        runner.close()
-        aa = {"runtime": runner.environment["runtime"], **aa_report(found, chosen.level)}
+    here = state()
+    aa, missing = _against_itself(make_runner or _tiny_runner, protocol, clock, sleep, progress)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": device_name(),
-        "governor": governor(),
-        "turbo": turbo(),
+        "device": here["device"],
+        "governor": here["governor"],
+        "turbo": here["turbo"],
         "load_1m": load_average(),
         "pinned": list(pinned()),
         "packages": {name: versions[name] for name in PACKAGES},
@@ -77,8 +71,56 @@ def doctor(
             for name, line in install_lines(versions, find_gpu()[0] is not None).items()
         },
         "aa": aa,
-        "warnings": [*([missing] if missing else []), *_package_warnings(versions), *_state_warnings(aa)],
+        "warnings": [*missing, *_package_warnings(versions), *_state_warnings(aa, here["governor"], load_average())],
     }
+
+
+def doctor_there(
+    device: str, runtime: str = RUNTIME, *, protocol: Protocol | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Examines another device over ssh; plain data: all that `examined` says, and `aa` and `warnings` as above.
+
+    Args:
+        device: the name that it was added under.
+        runtime: what runs the engine there, one of `remote.THERE`.
+        protocol, progress: see `doctor`.
+
+    Raises:
+        UsageError: an unknown device or runtime.
+        DeviceError: the device cannot be reached, or is in use.
+    """
+    require_device(device, runtime)
+    state = examined(device)
+
+    def make() -> Runner:
+        return device_runner(device, runtime, tiny_model())
+
+    aa, missing = _against_itself(make, protocol, time.perf_counter_ns, time.sleep, progress)
+    return {
+        **state,
+        "aa": aa,
+        "warnings": [*missing, *_state_warnings(aa, state["governor"], state["load_1m"])],
+    }
+
+
+def _against_itself(
+    make_runner: Callable[[], Runner],
+    protocol: Protocol | None,
+    clock: Clock,
+    sleep: Sleep,
+    progress: Progress | None,
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """What `aa_report` says of an engine and itself, or None and why there is no engine."""
+    try:
+        runner = make_runner()
+    except RuntimeMissing as error:
+        return None, [str(error)]
+    chosen = protocol or Protocol(level=LEVEL, limit_s=5.0)
+    try:
+        found = compare(runner, runner, ("a", "a again"), chosen, clock=clock, sleep=sleep, progress=progress)
+    finally:
+        runner.close()
+    return {"runtime": runner.environment["runtime"], **aa_report(found, chosen.level)}, []
 
 
 def aa_report(comparison: Comparison, level: float = 0.95) -> dict[str, Any]:
@@ -201,12 +243,11 @@ def _package_warnings(versions: Mapping[str, str | None]) -> list[str]:
     return []
 
 
-def _state_warnings(aa: Mapping[str, Any] | None) -> list[str]:
-    """What makes numbers of this machine less trustworthy now, in words."""
+def _state_warnings(aa: Mapping[str, Any] | None, governor: str, load: float | None) -> list[str]:
+    """What makes numbers of a machine in this state less trustworthy, in words."""
     found = []
-    if governor() not in ("performance", "unknown"):
-        found.append(f"the CPU governor is {governor()}: clocks move with the load; set it to performance")
-    load = load_average()
+    if governor not in ("performance", "unknown", ""):
+        found.append(f"the CPU governor is {governor}: clocks move with the load; set it to performance")
     if load is not None and load > 0.5:
         found.append(f"the load average is {load}: something else is running")
     if aa is not None and not aa["sound"]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cpd_edge.errors import EnvironmentMismatch, UsageError
+from cpd_edge.measure.agent import state_of
 
 KEYS = (
     "device", "machine", "cores", "os", "runtime", "runtime_version", "providers", "precision", "threads", "batch",
@@ -22,7 +23,10 @@ KEYS = (
 )  # fmt: skip
 """What must be equal for two numbers to be comparable. Load, time and versions of Python are not in it."""
 
-_CPU = Path("/sys/devices/system/cpu")
+STATE = (
+    "device", "machine", "cores", "os", "kernel", "python", "l4t", "power_mode", "clocks", "governor", "turbo",
+)  # fmt: skip
+"""What an environment says of the machine."""
 
 
 def capture(
@@ -49,12 +53,7 @@ def capture(
         providers: execution providers that the runtime really uses, first choice first.
     """
     return {
-        "device": device_name(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count() or 0,
-        "os": platform.system(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
+        **state(),
         "runtime": runtime,
         "runtime_version": runtime_version,
         "providers": ",".join(providers),
@@ -62,8 +61,6 @@ def capture(
         "threads": threads,
         "batch": batch,
         "shape": "x".join(str(extent) for extent in shape),
-        "governor": governor(),
-        "turbo": turbo(),
         "protocol": protocol,
         **moment(),
     }
@@ -141,48 +138,26 @@ def pinned() -> tuple[int, ...]:
     return () if len(allowed) == os.cpu_count() else allowed
 
 
-def device_name() -> str:
-    """The board's name where the device tree has one, else the CPU's model name, else the architecture."""
-    board = _read(Path("/proc/device-tree/model")).rstrip("\0")
-    if board:
-        return board
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
-        field, _, value = line.partition(":")
-        if field.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine() or "unknown"
+def state(root: str = "/") -> dict[str, Any]:
+    """What this machine is and in what state, read as the agent reads another device.
+
+    `device` is the board's name where the device tree has one, else the CPU's. Of a Jetson also `l4t`, `power_mode`
+    and `clocks`.
+    """
+    found = state_of(root)
+    return {name: found[name] for name in STATE if found[name] != ""}
 
 
 def integers_saturate() -> bool:
     """Whether this CPU adds two products of 8-bit integers into 16 bits, where they may not fit: x86 without VNNI."""
     if platform.machine().lower() not in ("x86_64", "amd64", "i686"):
         return False
-    flags = next((x for x in _read(Path("/proc/cpuinfo")).splitlines() if x.startswith("flags")), "")
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    flags = next((line for line in lines if line.startswith("flags")), "")
     return "vnni" not in flags
-
-
-def governor() -> str:
-    """Frequency governors in use, joined by a comma; `unknown` where the system does not say."""
-    found = {_read(path) for path in _CPU.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {""}
-    return ",".join(sorted(found)) or "unknown"
-
-
-def turbo() -> str:
-    """`on`, `off`, or `unknown` where the system does not say."""
-    disabled = _read(_CPU / "intel_pstate/no_turbo")
-    if disabled:
-        return "off" if disabled == "1" else "on"
-    return {"1": "on", "0": "off"}.get(_read(_CPU / "cpufreq/boost"), "unknown")
 
 
 def load_average() -> float | None:
     """Load over the last minute, or None where the system does not say."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _read(path: Path) -> str:
-    """A small system file's text, or '' where it is missing or closed to this user."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cpd_edge.errors import ModelError, RuntimeMissing, UsageError
 from cpd_edge.measure.arithmetic import NAMES, computed_in
 from cpd_edge.measure.driver import find_gpu
-from cpd_edge.measure.environment import capture, device_name
+from cpd_edge.measure.environment import capture, state
 from cpd_edge.measure.inputs import RING, described, ring_of, settled_shape
 from cpd_edge.measure.protocol import Runner
 from cpd_edge.measure.providers import (
@@ -251,7 +251,7 @@ class OnnxRunner:
     def _gpu(self) -> dict[str, str]:
         """The device's name with its GPU's, where that is what runs the model."""
         gpu = find_gpu()[0] if self._provider in ON_GPU else None
-        return {} if gpu is None else {"device": f"{device_name()}, {gpu.name}", "driver": gpu.driver}
+        return {} if gpu is None else {"device": f"{state()['device']}, {gpu.name}", "driver": gpu.driver}
 
     def _require_placed(self) -> None:
         """Runs the model once with the profiler on, and refuses it where a node ran on the CPU."""

@@ -22,7 +22,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cpd_edge.errors import CpdError, EnvironmentMismatch, ModelError, RuntimeMissing
-from cpd_edge.measure.devices import Device
+from cpd_edge.measure.descriptions import matching
+from cpd_edge.measure.devices import Device, get
 from cpd_edge.measure.ssh import TRANSIENT, DeviceError, Link, LinkLost
 
 VERSION = 1
@@ -341,6 +342,18 @@ def probe(device: Device, *, root: str = "/") -> Record:
         DeviceError: it cannot be reached.
     """
     return _once(device, "probe", root=root)
+
+
+def examined(name: str) -> Record:
+    """`probe` of the device of this name, with its `name`, and in `description` what public documents call it.
+
+    Raises:
+        UsageError: no device has the name.
+        DeviceError: it cannot be reached.
+    """
+    found = probe(get(name))
+    known = matching(found["device"], found["memory_bytes"], found["machine"])
+    return {"name": name, **found, "description": None if known is None else known.name}
 
 
 def free(device: Device) -> Record | None:

@@ -22,6 +22,7 @@ from cpd_edge.measure.devices import LOCAL, get
 from cpd_edge.measure.driver import Gpu, find_gpu, require_gpu
 from cpd_edge.measure.engine_file import PORTABLE, EngineRecord, read_record, record_path, save_engine, sha256
 from cpd_edge.measure.engine_runner import EngineRunner, runtime_module
+from cpd_edge.measure.environment import state
 from cpd_edge.measure.layer_pairs import paired
 from cpd_edge.measure.layers import EngineLayer, layers_from_inspector, layers_from_log, timed
 from cpd_edge.measure.listening import listener
@@ -46,7 +47,7 @@ def build(
     out: Path | None = None,
     images: Path | None = None,
     cache: Path | None = None,
-    power_mode: str = "",
+    power_mode: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Builds an engine from an ONNX file, and says what the runtime fused.
@@ -58,7 +59,7 @@ def build(
         out: file of the engine; beside the model, named after it, if None.
         images: calibration inputs (`.npy`), to quantise a model that holds no Q/DQ nodes.
         cache: folder of timing caches; the user's cache folder if None.
-        power_mode: of the device now, for the record.
+        power_mode: of the device now, for the record; None: as this machine says it, of an engine for its own GPU.
         progress: gets stage, fraction and message.
 
     Raises:
@@ -71,6 +72,8 @@ def build(
     if spec.precision.startswith("int8") and images is not None and not is_quantised(proto):
         proto = _quantised(proto, images, progress)
     name = gpu.name if gpu else spec.arch
+    if power_mode is None:
+        power_mode = "" if spec.arch else str(state().get("power_mode", ""))
     path = timing_cache.cache_path(cache or timing_cache.cache_folder(), runtime, trt.__version__, name, power_mode)
     begun = time.perf_counter()
     built = build_engine(

@@ -21,6 +21,7 @@ from cpd_edge.measure.devices import LOCAL
 from cpd_edge.measure.driver import Gpu, require_gpu
 from cpd_edge.measure.engine_file import record_path
 from cpd_edge.measure.engine_runner import EngineRunner, runtime_module
+from cpd_edge.measure.environment import state
 from cpd_edge.measure.remote import UntypedModel, device_runner
 from cpd_edge.measure.runtimes import TENSORRT, ModelRunner
 from cpd_edge.pipeline.engines import build
@@ -75,7 +76,8 @@ def engine_of(model: Path | bytes, precision: str = "fp32", batch: int = 1) -> P
     trt, gpu = runtime_module(TENSORRT), require_gpu(f"runtime {TENSORRT}")
     spec = EngineSpec(precision=precision, batch=(batch, batch, batch))  # type: ignore[arg-type]
     folder = cache_folder() / "engines"
-    name = _name(data, trt.__version__, gpu, spec)
+    mode = str(state().get("power_mode", ""))
+    name = _name(data, trt.__version__, gpu, spec, mode)
     engine = folder / f"{name}.plan"
     with held(cache_folder()):  # a builder times kernels: two at once would disturb each other
         if engine.is_file() and record_path(engine).is_file():
@@ -84,16 +86,17 @@ def engine_of(model: Path | bytes, precision: str = "fp32", batch: int = 1) -> P
         source = folder / f"{name}.onnx"
         write_bytes(source, data)
         try:
-            build(source, TENSORRT, spec, out=engine)
+            build(source, TENSORRT, spec, out=engine, power_mode=mode)
         finally:
             source.unlink()
         _trim(folder, engine)
     return engine
 
 
-def _name(data: bytes, version: str, gpu: Gpu, spec: EngineSpec) -> str:
-    """What makes an engine another one."""
-    parts: list[Any] = [hashlib.sha256(data).hexdigest(), version, gpu.name, gpu.arch, spec.precision, spec.batch]
+def _name(data: bytes, version: str, gpu: Gpu, spec: EngineSpec, power_mode: str) -> str:
+    """What makes an engine another one: the power mode decides which kernels win."""
+    own = (version, gpu.name, gpu.arch, power_mode, spec.precision, spec.batch)
+    parts: list[Any] = [hashlib.sha256(data).hexdigest(), *own]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -28,7 +28,7 @@ from cpd_edge.profile.turns import Bench, Fusions, MakeRunner
 from cpd_edge.store import held, plain, write_text
 from cpd_edge.types import Region, Widths
 
-LIMIT_S, DENSE_RUNS = 55.0, 250
+LIMIT_S, DENSE_RUNS = 50.0, 250
 """Sampling ends after so long and as many dense inferences more, but not before the first check."""
 FIRST_CHECK, CHECK_EVERY = ENOUGH, 12
 KNOWN_CHECK, MOSTLY = 12, 0.8

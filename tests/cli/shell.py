@@ -92,7 +92,10 @@ class Shell:
         self._calls += 1
         where = folder or self.folder
         log = self.folder / f".call-{os.getpid()}-{self._calls}"
-        environment = {"CPD_EDGE_PROFILES": str(self.folder / "profiles"), "COLUMNS": "200"}
+        environment = {
+            "CPD_EDGE_PROFILES": str(self.folder / "profiles"), "CPD_EDGE_CONFIG": str(self.folder / "config"),
+            "COLUMNS": "200",
+        }  # fmt: skip
         process = self._server.Process(target=run, args=(arguments, where, log, environment, kill_at, tuple(missing)))
         process.start()
         return Call(process, log)
@@ -127,12 +130,14 @@ def run(
 def hasten() -> None:
     """Short measurements, and a checkpoint after every training step."""
     from cpd_edge.pipeline import job, steps, subject
+    from cpd_edge.profile import turns
 
     job.QUICK = replace(job.QUICK, limit_s=0.4, warmup_s=0.02, target=0.5, min_blocks=3, block_s=0.01)
     job.FULL = replace(job.FULL, limit_s=0.8, warmup_s=0.02, target=0.5, min_blocks=6, block_s=0.01)
     subject.ISOLATED_S = 0.2
+    turns.HELD_OUT_S, turns.PROFILED_S = turns.TURNS_S, 0.05
     doctor: Any = import_module("cpd_edge.measure.doctor")
-    doctor.doctor = partial(doctor.doctor, protocol=job.FULL)
+    doctor.doctor, doctor.doctor_there = (partial(f, protocol=job.FULL) for f in (doctor.doctor, doctor.doctor_there))
     steps.distil = partial(steps.distil, save_every_s=0.0)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
+from boards import fake_board
 
 from cpd_edge.errors import EnvironmentMismatch
 from cpd_edge.measure import capture, key, pin, require_comparable
+from cpd_edge.measure.environment import state
 
 
 def captured(**other: Any) -> dict[str, Any]:
@@ -41,6 +44,15 @@ def test_an_environment_is_flat_and_survives_a_file() -> None:
     environment = captured()
     assert json.loads(json.dumps(environment)) == environment
     assert key(environment).items() <= environment.items()
+
+
+def test_a_boards_power_mode_and_clocks_are_in_what_makes_numbers_comparable(tmp_path: Path) -> None:
+    """Read as the agent reads them on another device; a machine without them says nothing of them."""
+    fake_board(tmp_path)
+    found = state(str(tmp_path))
+    assert {"l4t": "36.4.4", "power_mode": "2", "clocks": "locked", "governor": "schedutil"}.items() <= found.items()
+    assert found["device"].startswith("NVIDIA Jetson") and found.keys() <= {*key(found), "kernel", "python"}
+    assert state(str(tmp_path / "none")).keys().isdisjoint({"l4t", "power_mode", "clocks"})
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum
+from cpd_edge.measure.shapes import infer_shapes
 from cpd_edge.profile.isolated import single_operations
 from cpd_edge.profile.regions import Attribution, attribute, find_regions, signature
 
@@ -237,3 +238,19 @@ def test_an_empty_model_is_refused() -> None:
     """A model without nodes has no regions to name."""
     with pytest.raises(ModelError, match="no nodes"):
         find_regions(onnx.ModelProto(), {})
+
+
+def test_sizes_that_other_nodes_work_out_are_known_and_integers_are_not_timed() -> None:
+    """What follows a resize to a computed size has extents; what reads or makes integers is no model of its own."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], "size", start=0, end=2),
+        helper.make_node("Concat", ["shape", "places"], ["to"], "join", axis=0),
+        helper.make_node("Resize", ["x", "", "", "to"], ["half"], "half"),
+        helper.make_node("Conv", ["half", "w"], ["y"], "body"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, None, None])
+    constants = [weight("w", 4, 8, 1, 1), numpy_helper.from_array(np.array([4, 4]), "places")]
+    model = helper.make_model(helper.make_graph(nodes, "resized", [x], [y], constants))
+    assert infer_shapes(model)["y"] == (1, 4, 4, 4)
+    assert single_operations(model, {node.name for node in nodes}).keys() == {"body"}
