@@ -86,7 +86,7 @@ def prune(
     alpha: Annotated[float, typer.Option(help="share of the teacher in the loss")] = 0.7,
     score: Annotated[str, typer.Option(help="fisher, taylor or magnitude")] = "fisher",
     calibration_batches: Annotated[int, typer.Option(help="batches of 128 that scores and statistics see")] = 16,
-    samples: Annotated[int, typer.Option(help="networks the table is fitted on, at most; 10 more test it")] = 48,
+    samples: Annotated[int, typer.Option(help="networks the table is fitted on, at most; up to 10 more test it")] = 96,
     rounds: Annotated[int, typer.Option(help="build-and-measure rounds, at most")] = 4,
     parity: Annotated[
         float | None, typer.Option(help="largest difference of engine and torch, relative; 1e-4 in fp32, 0.25 in int8")
@@ -216,7 +216,7 @@ def profile(
     runtime: Runtime = "onnxruntime",
     threads: Threads = 1,
     precision: Precision = "fp32",
-    samples: Annotated[int, typer.Option(help="networks the table is fitted on, at most; 10 more test it")] = 48,
+    samples: Annotated[int, typer.Option(help="networks the table is fitted on, at most; up to 10 more test it")] = 96,
     profiles: Annotated[str | None, typer.Option(help="folder of measured tables")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="measure again, though there is a table")] = False,
     seed: Seed = 0,

@@ -80,7 +80,7 @@ def compare_strategies(
     runtime: Runtime = "onnxruntime",
     threads: Threads = 1,
     precision: Precision = "fp32",
-    samples: Annotated[int, typer.Option(help="networks the table is fitted on, at most; 10 more test it")] = 48,
+    samples: Annotated[int, typer.Option(help="networks the table is fitted on, at most; up to 10 more test it")] = 96,
     max_macs: MaxMacs = None,
     max_params: MaxParams = None,
     max_size_mb: MaxSizeMb = None,

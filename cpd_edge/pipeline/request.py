@@ -88,7 +88,7 @@ class Request:
     alpha: float = 0.7
     score: str = "fisher"
     calibration_batches: int = 16
-    samples: int = 48
+    samples: int = 96
     rounds: int = 4
     parity: float | None = None
     seed: int = 0

@@ -27,7 +27,7 @@ Columns: TypeAlias = Mapping[str, Ints]
 
 BLOCKS = (1, 4, 8, 16, 32)
 FOLDS = 4
-CLEARLY = 0.7
+CLEARLY = 0.85
 """A region leaves the form of its operator when its own form's error is this share of it, or less."""
 WORTH = 0.98
 """A form takes one more extra when the error falls to this share, or less."""
@@ -257,13 +257,17 @@ def fit(regions: Sequence[Fitted], samples: Samples, known: Mapping[str, Model] 
         heavy = sorted(alike, key=lambda r: -float(samples.ms[r.name].mean()))[:10]
         family = _Family(heavy, samples)
         shared = family.best(heavy)
+        forms = {}
         for region in alike:
             form = shared
             if region in heavy and len(heavy) > 1:
                 own = family.best([region])
                 if family.error([region], own) < CLEARLY * family.error([region], shared):
                     form = own
-            models |= _models(region, form, family.fitted(region, form))
+            forms[region] = form
+        weighed = _Family(heavy, samples, {r.name: family.predicted(r, form) for r, form in forms.items()})
+        for region, form in forms.items():
+            models |= _models(region, form, weighed.fitted(region, form))
     return models
 
 
@@ -288,15 +292,17 @@ EVERY = FOLDS
 
 @dataclass(frozen=True)
 class _Sums:
-    """A region's samples under a form, errors relative to latency, as normal equations.
+    """A region's samples under a form, errors relative to the latency that is expected, as normal equations.
 
     Attributes:
-        rows, values: features `[samples, k]` and latencies `[samples]`, over the latency.
+        weight: of each sample's error `[samples]` [1/ms].
+        rows, values: features `[samples, k]` and latencies `[samples]`, times the weight.
         gram, moment: `rowsᵀ rows` `[FOLDS + 1, k, k]` and `rowsᵀ values` `[FOLDS + 1, k]` without each fold, and of
             all.
         units: dense amount behind each feature `[k]`.
     """
 
+    weight: Floats
     rows: Floats
     values: Floats
     gram: Floats
@@ -304,12 +310,12 @@ class _Sums:
     units: Floats
 
     @classmethod
-    def of(cls, features: Floats, ms: Floats, units: Floats) -> _Sums:
-        weight = _weights(ms)
+    def of(cls, features: Floats, ms: Floats, units: Floats, expected: Floats) -> _Sums:
+        weight = 1.0 / (expected + FLOOR * max(float(ms.max()), 1e-9))
         rows, values = features * weight[:, None], ms * weight
         gram = np.stack([rows[k::FOLDS].T @ rows[k::FOLDS] for k in range(FOLDS)])
         moment = np.stack([rows[k::FOLDS].T @ values[k::FOLDS] for k in range(FOLDS)])
-        return cls(rows, values, _left_out(gram), _left_out(moment), units)
+        return cls(weight, rows, values, _left_out(gram), _left_out(moment), units)
 
 
 def _left_out(by_fold: Floats) -> Floats:
@@ -319,10 +325,14 @@ def _left_out(by_fold: Floats) -> Floats:
 
 
 class _Family:
-    """Regions of one operator, and the features of every form tried on them."""
+    """Regions of one operator, and the features of every form tried on them.
 
-    def __init__(self, heavy: Sequence[Fitted], samples: Samples) -> None:
-        self.heavy, self.samples = heavy, samples
+    Errors count relative to `expected`, by region `[samples]` [ms]; without it to what was measured, which draws a fit
+    to the samples that came out low.
+    """
+
+    def __init__(self, heavy: Sequence[Fitted], samples: Samples, expected: Mapping[str, Floats] | None = None) -> None:
+        self.heavy, self.samples, self.expected = heavy, samples, expected or samples.ms
         self._columns: dict[str, list[_Columns]] = {}
         self._sums: dict[tuple[str, Form], _Sums] = {}
         self._pooled: dict[tuple[Form, int], Floats] = {}
@@ -337,7 +347,8 @@ class _Family:
             parts = zip(self._columns[region.name], shares, strict=True)
             features = np.asarray(sum((part.features(form) * share for part, share in parts), np.zeros(())), np.float64)
             whole = np.broadcast_to(features, (len(self.samples), features.shape[-1]))
-            self._sums[key] = _Sums.of(whole, self.samples.ms[region.name], _units(region, form))
+            name = region.name
+            self._sums[key] = _Sums.of(whole, self.samples.ms[name], _units(region, form), self.expected[name])
         return self._sums[key]
 
     def best(self, regions: Sequence[Fitted]) -> Form:
@@ -379,6 +390,11 @@ class _Family:
         pooled = self._pool(form, without)
         prior = None if pooled is None else pooled * self.sums(region, form).units
         return self.leaning(region, form, prior, LEAN, without)
+
+    def predicted(self, region: Fitted, form: Form) -> Floats:
+        """What the fit says of the samples `[samples]` [ms]."""
+        sums = self.sums(region, form)
+        return np.asarray((sums.rows @ self.fitted(region, form)) / sums.weight, np.float64)
 
     def leaning(self, region: Fitted, form: Form, prior: Floats | None, pull: float, without: int = EVERY) -> Floats:
         """A region's coefficients `[k]`, leaning towards `prior` [ms at dense extents] as strongly as `pull` says."""
@@ -425,34 +441,3 @@ def _units(region: Fitted, form: Form) -> Floats:
     places = region.dense_macs / weights if region.dense_macs else 1.0
     features = region.reads.extent * places * 1e-3, region.writes.extent * places * 1e-3
     return np.tile(np.asarray([1.0, max(region.dense_macs, 1) * 1e-6, *features]), 1 + len(form.extras))
-
-
-def _weights(ms: Floats) -> Floats:
-    """One over the latency, so that errors count relative to it."""
-    return np.asarray(1.0 / (ms + FLOOR * max(float(ms.max()), 1e-9)), np.float64)
-
-
-def fit_total(predicted: Floats, measured: Floats) -> tuple[float, float]:
-    """`(scale, fixed_ms)` for which `scale · Σ regions + fixed_ms` is the latency without the profiler.
-
-    Relative least squares. The fixed part is below 0 where the profiler adds more to each kernel than the
-    runtime spends around them.
-    """
-    weight = _weights(measured)
-    columns = np.stack([predicted, np.ones_like(predicted)], axis=1) * weight[:, None]
-    scale, fixed_ms = np.linalg.lstsq(columns, measured * weight, rcond=None)[0]
-    if scale <= 0:
-        return 0.0, float(np.average(measured, weights=weight**2))
-    return float(scale), float(fixed_ms)
-
-
-def profiler_cost(sums: Floats, kernels: Floats, measured: Floats) -> float:
-    """What the profiler adds to each kernel [ms]: `Σ kernels = measured + cost · count - fixed`, neither below 0.
-
-    0 where all samples have one count, since cost and fixed part cannot be told apart then.
-    """
-    if np.ptp(kernels) == 0:
-        return 0.0
-    weight = _weights(measured)
-    columns = np.stack([kernels, -np.ones_like(kernels)], axis=1) * weight[:, None]
-    return float(nnls(columns, (sums - measured) * weight)[0][0])

@@ -28,9 +28,10 @@ from cpd_edge.profile.turns import Bench, Fusions, MakeRunner
 from cpd_edge.store import held, plain, write_text
 from cpd_edge.types import Region, Widths
 
-LIMIT_S, DENSE_RUNS = 50.0, 250
-"""Sampling ends after so long and as many dense inferences more, but not before the first check."""
-FIRST_CHECK, CHECK_EVERY = ENOUGH, 12
+LIMIT_S, REGION_S, DENSE_RUNS = 20.0, 1.25, 250
+"""Sampling ends after so long, so long for each region, and so many dense inferences; not before the first check."""
+FIRST_CHECK, CHECK_GROWTH = ENOUGH, 1.5
+"""Held-out errors are looked at with so many samples, and each time that they have grown by this factor."""
 KNOWN_CHECK, MOSTLY = 12, 0.8
 """The first look at held-out errors where this share of the work is known from other networks."""
 FIT_STEPS = {1: 0.35, 4: 0.2, 8: 0.15, 16: 0.3}
@@ -101,7 +102,7 @@ def profile(
     key: Mapping[str, Any],
     *,
     model: onnx.ModelProto | None = None,
-    samples: int = 48,
+    samples: int = 96,
     holdout: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
@@ -124,7 +125,7 @@ def profile(
         key: environment and model signature that the numbers belong to.
         model: the dense ONNX that the regions were found in, for the names that runtimes call kernels after.
         samples: networks to fit on, at most; fewer where held-out errors are small.
-        holdout: networks kept out of the fit; None: one for five samples, at least four.
+        holdout: networks kept out of the fit; None: one for five samples, 4 to 10.
         seed: of the sampled widths.
         folder: where samples and the table are kept; nothing is kept without it.
         repeats: turns of a network and inferences with the profiler; None: as many as its time holds.
@@ -137,7 +138,7 @@ def profile(
         TableError: no region is measured by the runtime's profiler.
     """
     tell = progress or (lambda fraction, text: None)
-    holdout = max(4, round(samples / 5)) if holdout is None else holdout
+    holdout = min(max(4, round(samples / 5)), 10) if holdout is None else holdout
     measured = partial(
         _measured, build, regions, groups, make_runner, dict(plain(key)), model=model, samples=samples,  # type: ignore[call-overload]
         holdout=holdout, seed=seed, folder=folder, repeats=repeats, isolated_seconds=isolated_seconds, tell=tell,
@@ -215,18 +216,20 @@ def _measured(
 def _check_now(samples: Sequence[Sample], holdout: int, first: int) -> bool:
     """Whether the held-out errors are due for a look: all are measured, and the fit has grown by a step."""
     fit = sum(not s.held_out for s in samples)
-    due = fit >= first and (fit - first) % CHECK_EVERY == 0
-    return due and 0 < holdout == len(samples) - fit
+    due = first
+    while due < fit:
+        due = round(CHECK_GROWTH * due)
+    return due == fit and 0 < holdout == len(samples) - fit
 
 
 def _late(samples: Sequence[Sample], seconds: float, holdout: int) -> bool:
-    """Whether sampling took its time: the slower the network, the more it gets, and the fewer samples."""
+    """Whether sampling took its time: the more regions and the slower the network, the more it gets."""
     fit = sum(not s.held_out for s in samples)
     return fit >= FIRST_CHECK and len(samples) - fit == holdout and seconds > _limit_s(samples)
 
 
 def _limit_s(samples: Sequence[Sample]) -> float:
-    return LIMIT_S + DENSE_RUNS * samples[-1].dense_ms / 1e3
+    return LIMIT_S + REGION_S * len(samples[-1].ms) + DENSE_RUNS * samples[-1].dense_ms / 1e3
 
 
 def _seconds_left(samples: Sequence[Sample], seconds: float, most: int) -> float:

@@ -1,7 +1,7 @@
 """The latency table: what was measured, the models fitted to it, and the latency of any widths.
 
 Format history: 1, the first; 2, `within`; 3, `fused` and `reformats_ms`; 4, `geometry` of regions; 5,
-`noise` is a standard error.
+`noise` is a standard error, no `scale`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from cpd_edge.profile.fit import (
     Model,
     Samples,
     fit,
-    fit_total,
-    profiler_cost,
 )
 from cpd_edge.store import read_json, write_json
 from cpd_edge.types import Region
@@ -90,7 +88,6 @@ class LatencyTable:
         regions: the regions, in execution order.
         samples: all raw samples.
         models: fitted model by region.
-        scale: of the regions' sum, against the whole.
         fixed_ms: what no region accounts for [ms].
         seconds: how long measuring took.
         isolated_ms: the sum of regions timed alone, by index of the held-out sample [ms].
@@ -104,7 +101,6 @@ class LatencyTable:
     regions: tuple[Region, ...]
     samples: tuple[Sample, ...]
     models: Mapping[str, Model]
-    scale: float
     fixed_ms: float
     seconds: float = 0.0
     isolated_ms: Mapping[int, float] = field(default_factory=dict)
@@ -131,13 +127,11 @@ class LatencyTable:
         Raises:
             TableError: fewer than four samples to fit.
         """
-        own, total = _to_fit(groups, samples)
+        own, fixed_ms = _to_fit(groups, samples)
         measured = _measured(regions, fused)
         alone = [r for r in measured if isinstance(r, Region)]
         known = elsewhere(alone, own) if elsewhere else {}
         models = fit(measured, own, known if len(own) < ENOUGH else {})
-        predicted = np.sum([models[r.name].ms(r, own.widths) * np.ones(len(own)) for r in regions], axis=0)
-        scale, fixed_ms = fit_total(predicted, total)
         together = tuple(tuple(names) for names in fused)
         return cls(
             dict(key),
@@ -145,7 +139,6 @@ class LatencyTable:
             tuple(regions),
             tuple(samples),
             models,
-            scale,
             fixed_ms,
             seconds,
             fused=together,
@@ -198,7 +191,7 @@ class LatencyTable:
         region = self._by_name.get(name)
         if region is None:
             raise TableError(f"region {name!r} is not in this table of {len(self.regions)} regions", hint=AGAIN)
-        ms = self.scale * self.models[name].ms(region, widths)
+        ms = self.models[name].ms(region, widths)
         for branch in region.within:
             if branch in widths:
                 ms = ms * (np.asarray(widths[branch]) > 0)
@@ -263,7 +256,6 @@ class LatencyTable:
                 "regions": [_region_json(r) for r in self.regions],
                 "samples": self.samples,
                 "models": self.models,
-                "scale": self.scale,
                 "fixed_ms": self.fixed_ms,
                 "seconds": self.seconds,
                 "isolated_ms": self.isolated_ms,
@@ -292,7 +284,6 @@ class LatencyTable:
             regions=tuple(_region_from(r) for r in data["regions"]),
             samples=tuple(Sample(**s) for s in data["samples"]),
             models={name: _model_from(m) for name, m in data["models"].items()},
-            scale=data["scale"],
             fixed_ms=data["fixed_ms"],
             seconds=data["seconds"],
             isolated_ms={int(i): ms for i, ms in data["isolated_ms"].items()},
@@ -332,29 +323,34 @@ def _measured(regions: Sequence[Region], fused: Sequence[Sequence[str]]) -> list
     return [sets.get(r.name, r) for r in regions if r.name in sets or r.name not in inside]
 
 
-def _to_fit(groups: Mapping[str, int], samples: Sequence[Sample]) -> tuple[Samples, Floats]:
+def _to_fit(groups: Mapping[str, int], samples: Sequence[Sample]) -> tuple[Samples, float]:
     used = [(s, factor) for s, factor in zip(samples, drift(samples), strict=True) if not s.held_out]
     if len(used) < 4:
         raise TableError(f"{len(used)} samples: a table needs at least 4", hint=AGAIN)
     widths = {g: np.asarray([s.widths[g] for s, _ in used], np.int64) for g in groups}
     total = np.asarray([s.total_ms * factor for s, factor in used], np.float64)
-    return Samples(widths, _shared_out([s for s, _ in used], total)), total
+    by_region, fixed_ms = _shared_out([s for s, _ in used], total)
+    return Samples(widths, by_region), fixed_ms
 
 
-def _shared_out(samples: Sequence[Sample], total: Floats) -> dict[str, Floats]:
-    """Latency of each region `[samples]`: the profiler says how the whole divides, the whole is measured without it.
+def _shared_out(samples: Sequence[Sample], total: Floats) -> tuple[dict[str, Floats], float]:
+    """Latency of each region `[samples]`, and what belongs to none: they add up to the whole as measured.
 
-    What the profiler adds to each kernel is taken off first.
+    The profiler says how the whole divides; the whole is measured without it. What the profiler adds to each kernel is
+    seen in the network that takes least time, where kernels have next to nothing to do. What belongs to no region is
+    the least that any network leaves over.
     """
     names = tuple(samples[0].ms)
     ms = np.asarray([[s.ms[n] for n in names] for s in samples], np.float64)
     count = np.asarray([[s.kernels[n] for n in names] for s in samples], np.float64)
     rest = np.asarray([s.rest_ms for s in samples], np.float64)
-    cost = profiler_cost(ms.sum(axis=1) + rest, count.sum(axis=1), total)
-    own = np.maximum(ms - cost * count, 0.1 * ms)
-    fixed = max(float(np.min(total - own.sum(axis=1) - rest)), 0.0)
-    own *= ((total - fixed) / (own.sum(axis=1) + rest))[:, None]
-    return {n: own[:, i] for i, n in enumerate(names)}
+    least = int(np.argmin(total))
+    added = max(float(ms[least].sum() + rest[least] - total[least]) / max(float(count[least].sum()), 1.0), 0.0)
+    own = np.maximum(ms - added * count, 0.1 * ms)
+    kernels = own.sum(axis=1) + rest
+    fixed_ms = max(float(np.min(total - kernels)), 0.0)
+    own *= ((total - fixed_ms) / kernels)[:, None]
+    return {n: own[:, i] for i, n in enumerate(names)}, fixed_ms
 
 
 def _share_within(errors: Sequence[float], bound: float) -> float | None:

@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help="torchvision names")
     parser.add_argument("--runtimes", default=",".join(RUNTIMES))
     parser.add_argument("--threads", default="1", help="for example 1,2")
-    parser.add_argument("--samples", type=int, default=48)
+    parser.add_argument("--samples", type=int, default=96)
     parser.add_argument("--again", action="store_true", help="measure also what has a result")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -70,4 +70,4 @@ def test_prune_over_a_dropping_connection_gives_the_local_verdict(shell: Shell, 
     assert done.code == 0, done.err
     assert done.json["verdict"] == here.json["verdict"] == "PASS"
     one, other = (Run(shell.folder / name).record for name in ("here", "there"))
-    assert one["table"]["samples"] == other["table"]["samples"]
+    assert one["profile"]["samples"] == other["profile"]["samples"]
