@@ -67,7 +67,7 @@ bench: $(VENV)/.all ## time the code itself (solver, statistics, report)
 	$(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only
 
 .PHONY: fidelity
-fidelity: $(VENV)/.all ## predicted beside measured latency of whole networks: writes reports/fidelity; half an hour, a quiet machine
+fidelity: $(VENV)/.all ## predicted beside measured latency of whole networks: writes reports/fidelity; an hour, a quiet machine
 	$(BIN)/python tests/benchmarks/fidelity_run.py --out reports/fidelity $(FIDELITY)
 
 .PHONY: compare-solvers
