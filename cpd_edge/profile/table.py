@@ -338,7 +338,7 @@ def _shared_out(samples: Sequence[Sample], total: Floats) -> tuple[dict[str, Flo
 
     The profiler says how the whole divides; the whole is measured without it. What the profiler adds to each kernel is
     seen in the network that takes least time, where kernels have next to nothing to do. What belongs to no region is
-    the least that any network leaves over.
+    the least that any network leaves over, and the usual time of kernels that have none.
     """
     names = tuple(samples[0].ms)
     ms = np.asarray([[s.ms[n] for n in names] for s in samples], np.float64)
@@ -349,8 +349,9 @@ def _shared_out(samples: Sequence[Sample], total: Floats) -> tuple[dict[str, Flo
     own = np.maximum(ms - added * count, 0.1 * ms)
     kernels = own.sum(axis=1) + rest
     fixed_ms = max(float(np.min(total - kernels)), 0.0)
-    own *= ((total - fixed_ms) / kernels)[:, None]
-    return {n: own[:, i] for i, n in enumerate(names)}, fixed_ms
+    pace = (total - fixed_ms) / kernels
+    own *= pace[:, None]
+    return {n: own[:, i] for i, n in enumerate(names)}, fixed_ms + float(np.median(rest * pace))
 
 
 def _share_within(errors: Sequence[float], bound: float) -> float | None:
