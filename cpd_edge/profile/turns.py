@@ -153,8 +153,7 @@ class Bench:
             pace, fewest, left_s, warm_ns = Pace(0), self._repeats, 0.0, 1
         else:
             pace, fewest, left_s, warm_ns = Pace(TURN_NS), FEWEST, HELD_OUT_S if held_out else TURNS_S, WARM_NS
-        site.warm_up([runner], pace, warm_ns)
-        site.warm_up([dense], pace, 1)
+        site.warm_up([dense, runner], pace, warm_ns)
         visits = [site.visit([dense, runner], pace, fewest, sys.maxsize)]
         left_ns = round(left_s * 1e9) - visits[0].elapsed_ns
         if left_ns > 0:
