@@ -17,10 +17,10 @@ DENSE_MS = 4.0
 
 
 class Machine:
-    """A clock that runs at one of two paces, which change at random after some 100 ms each."""
+    """A clock that runs at one of two paces, which change at random after some milliseconds each."""
 
-    def __init__(self, seed: int, slow: float) -> None:
-        self._rng, self._slow = np.random.default_rng(seed), slow
+    def __init__(self, seed: int, slow: float, lasts_ms: float = 100.0) -> None:
+        self._rng, self._slow, self._lasts_ms = np.random.default_rng(seed), slow, lasts_ms
         self._now_ms, self._pace, self._until_ms = 0.0, 1.0, 0.0
 
     def clock(self) -> int:
@@ -29,7 +29,7 @@ class Machine:
     def work(self, ms: float) -> None:
         if self._now_ms >= self._until_ms:
             self._pace = float(self._rng.choice([1.0, self._slow]))
-            self._until_ms = self._now_ms + float(self._rng.exponential(100.0))
+            self._until_ms = self._now_ms + float(self._rng.exponential(self._lasts_ms))
         self._now_ms += ms * self._pace
 
 
@@ -81,7 +81,7 @@ def test_what_a_new_engine_touches_for_the_first_time_is_not_counted() -> None:
 
 def test_noise_tells_how_far_off_a_ratio_is() -> None:
     """A window's own standard error is the spread of windows among each other, within a factor of three."""
-    seen = [bench(Machine(seed, 1.3)).measure({"a": 24}, False) for seed in range(40)]
+    seen = [bench(Machine(seed, 1.3, lasts_ms=20)).measure({"a": 24}, False) for seed in range(40)]
     spread = np.std([s.total_ms / s.dense_ms for s in seen]) / np.mean([s.total_ms / s.dense_ms for s in seen])
     assert spread / 3 < np.sqrt(np.mean([s.noise**2 for s in seen])) < 3 * spread
 
