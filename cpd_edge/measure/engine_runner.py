@@ -21,7 +21,7 @@ from cpd_edge.errors import CpdError, EnvironmentMismatch, ModelError, RuntimeMi
 from cpd_edge.measure.device_stream import DeviceStream, Launch, cuda_runtime
 from cpd_edge.measure.driver import Gpu, require_gpu
 from cpd_edge.measure.engine_file import load_engine, require_native
-from cpd_edge.measure.environment import capture, state
+from cpd_edge.measure.environment import capture
 from cpd_edge.measure.layers import EngineLayer, layers_from_inspector, timed
 from cpd_edge.measure.listening import listener
 from cpd_edge.measure.runners import RING, Kernel, KernelTimes
@@ -115,12 +115,12 @@ class EngineRunner:
             undo.pop_all()
         self.load_ms: Mapping[str, float] = {"first_load": first_load_ms, "first_inference": first_run_ms}
         how = ("CUDA graph" if graph else "enqueue", "with transfers" if transfers else "without transfers")
+        here = capture(
+            self._record.runtime, self._trt.__version__, 1, batch, self._input.shape, self._record.precision,
+            providers=(gpu.arch, *how, "blocking wait" if blocking else "driver's wait"),
+        )  # fmt: skip
         self.environment: Mapping[str, Any] = {
-            **capture(
-                self._record.runtime, self._trt.__version__, 1, batch, self._input.shape, self._record.precision,
-                providers=(gpu.arch, *how, "blocking wait" if blocking else "driver's wait"),
-            ),
-            "device": f"{state()['device']}, {gpu.name}", "gpu": gpu.name, "driver": gpu.driver, "clock": "wall",
+            **here, "device": f"{here['device']}, {gpu.name}", "gpu": gpu.name, "driver": gpu.driver, "clock": "wall",
             "power_mode_built": self._record.power_mode, "engine_sha256": self._record.engine_sha256,
             "context_bytes": self.context_bytes,
             "inputs": f"ring of {RING}, " + ("standard normal" if sample_input is None else "given samples"),

@@ -32,13 +32,6 @@ SHORT = Protocol(warmup_s=0.05, block_s=0.01, target=0.2, limit_s=3.0)
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    found = served(tmp_path_factory.mktemp("sshd"))
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
 def shared(loop: Loopback) -> Iterator[Station]:
     """A job that well-behaved tests share."""
     found = Station(loop.device())

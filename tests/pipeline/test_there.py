@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 
 import pytest
 from cli.shell import Shell
 from cli.worlds import PRUNE, QUICK
-from measure.loopback import Loopback, served
+from measure.loopback import Loopback
 
 from cpd_edge.cli.text import doctor_there_text
 from cpd_edge.store import Run
 
 DROPS = 5
-
-
-@pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    found = served(tmp_path_factory.mktemp("sshd"))
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="module")
