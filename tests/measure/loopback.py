@@ -135,12 +135,18 @@ class Loopback:
         process.wait()
         pytest.skip(f"sshd does not serve here: {(self.folder / 'sshd.log').read_text()}")
 
-    def drop_sessions(self) -> None:
-        """Kills every session of the server, as a network does: the processes of sshd, not what they started."""
+    def drop_sessions(self) -> int:
+        """Kills every session of the server, as a network does: the processes of sshd, not what they started.
+
+        Returns how many processes there were.
+        """
+        killed = 0
         for pid in descendants(self.process.pid):
             with contextlib.suppress(OSError):
                 if Path(f"/proc/{pid}/comm").read_text().startswith("sshd"):
                     os.kill(pid, signal.SIGKILL)
+                    killed += 1
+        return killed
 
     def close(self) -> None:
         self.drop_sessions()
