@@ -40,7 +40,7 @@ from cpd_edge.cli.sweep_command import register as register_sweep
 from cpd_edge.cli.table_commands import register as register_tables
 from cpd_edge.cli.text import comb_text, doctor_text, doctor_there_text, gpu_text, profiles_text, summary
 from cpd_edge.cli.verify_text import verify_text
-from cpd_edge.errors import InfeasibleError
+from cpd_edge.errors import InfeasibleError, UsageError
 from cpd_edge.types import EXIT_CODES, VOID, Budget, Limits
 
 CRASHED = 70
@@ -260,17 +260,23 @@ def doctor(
     gpu: Annotated[bool, typer.Option("--gpu", help="check what needs an NVIDIA GPU, in some ten minutes")] = False,
     out: Annotated[Path, typer.Option(help="with --gpu: the file to send")] = Path("cpd-edge-gpu.json"),
     device: Annotated[str, typer.Option(help="local, or a device you added: its state and its noise floor")] = "local",
-    runtime: Annotated[str, typer.Option(help="on another device: what runs the engine there")] = "onnxruntime",
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="on another device: onnxruntime (the default), onnxruntime-cuda, onnxruntime-tensorrt, tensorrt"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check the installation, and measure this machine's noise floor, or another device's."""
-    if device != "local":
-        if gpu:
-            raise typer.BadParameter(f"doctor --gpu checks the machine it runs on: run it on {device}")
+    if device != "local" or runtime is not None:
         with told(as_json) as (_, progress):
             from cpd_edge.measure.doctor import doctor_there
 
-            there = doctor_there(device, runtime, progress=lambda fraction, text: progress("doctor", fraction, text))
+            if gpu:
+                raise UsageError("doctor --gpu checks the machine that it runs on", hint="there: cpd-edge doctor --gpu")
+            at = runtime or "onnxruntime"
+            there = doctor_there(device, at, progress=lambda fraction, text: progress("doctor", fraction, text))
         show(there, as_json, doctor_there_text)
         return
     if gpu:

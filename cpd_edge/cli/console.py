@@ -47,7 +47,7 @@ def told(as_json: bool) -> Iterator[tuple[Callable[[str], None], Callable[[str, 
         if stage not in rows:
             rows[stage] = bar.add_task(stage, total=1.0, text="")
             begun[stage] = time.monotonic()
-        bar.update(rows[stage], completed=fraction, text=text[:60])
+        bar.update(rows[stage], completed=fraction, text=text[:72])
         if fraction >= 1.0:
             bar.remove_task(rows.pop(stage))
             console.print(f"{stage:<16} {time.monotonic() - begun.pop(stage):6.1f} s", style="dim")

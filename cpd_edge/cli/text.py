@@ -247,7 +247,7 @@ def doctor_text(r: dict[str, Any]) -> str:
 
 def doctor_there_text(r: dict[str, Any]) -> str:
     """What the doctor found on another device: what it is, and what it can tell apart."""
-    rows = [("noise", noise_lines(r["aa"])), ("warnings", r["warnings"] or ["none"])]
+    rows = [("noise", noise_lines(r["aa"], "there")), ("warnings", r["warnings"] or ["none"])]
     lines = [(name if not i else "", line) for name, found in rows for i, line in enumerate(found)]
     return "\n".join([probe_text(r), *(f"{name:<12} {line}" for name, line in lines)])
 
@@ -289,16 +289,16 @@ def gpu_text(r: dict[str, Any]) -> str:
     return "\n".join([*lines, f"all of it is in {r['file']}: see docs/gpu-checklist.md for where to send it"])
 
 
-def noise_lines(aa: dict[str, Any] | None) -> list[str]:
+def noise_lines(aa: dict[str, Any] | None, where: str = "on this machine") -> list[str]:
     """An engine against itself, in words."""
     if aa is None:
-        return ["not measured: no runtime is installed"]
+        return [f"not measured: no runtime for it {where}"]
     ratio = {"estimate": aa["ratio"], "low": aa["ratio_low"], "high": aa["ratio_high"]}
     counts = f"{aa['samples']} samples, {aa['outliers']} outliers"
     return [
         f"an engine on {aa['runtime']} against itself is {aa['outcome']}: {span(ratio, 'x')}",
         f"median {aa['median_ms']:.4g} ms ± {aa['spread_percent']:.2g} %, {counts}",
-        f"a difference of {aa['detectable_percent']:.2g} % or more shows on this machine now",
+        f"a difference of {aa['detectable_percent']:.2g} % or more shows {where} now",
     ]
 
 

@@ -68,7 +68,7 @@ def _laid_out(network: Network) -> fx.GraphModule:
 
     Its kernels lay out their results as they like, and a view that fits the one it was traced with need not fit what
     the exporter makes of it: the result is copied. The exporter takes four dims: of more, those in front are one with
-    the batch meanwhile; of three, there is one head.
+    the batch meanwhile; of three, there is one head. One with a mask is left at the dims that it has.
     """
     attentions = [node for node in network.graph.nodes if op_name(node) == "scaled_dot_product_attention"]
     if not attentions:

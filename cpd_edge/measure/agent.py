@@ -1,8 +1,8 @@
 """The agent: the one file that is sent to a device. It measures there and keeps what it measured until it is fetched.
 
 It runs on any Python from 3.8 on with the standard library alone, plus NumPy and ONNX Runtime or TensorRT where engines
-are to run; CUDA's runtime it calls by ctypes. It imports nothing of this package and nothing imports it; that it is one
-file is why it is longer than others. What it does with TensorRT has never been run on a GPU by us.
+are to run; CUDA's runtime it calls by ctypes. It imports nothing of this package, which takes `state_of` alone from
+it; that it is one file is why it is longer than others. What it does with TensorRT has never been run on a GPU by us.
 
     front    `python3 -I agent.py`: one for each connection. JSON lines on stdin and stdout, logs on stderr. Takes
              files, starts workers, passes requests on, and streams a job's logs from any byte offset.

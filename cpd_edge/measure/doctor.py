@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from cpd_edge.errors import RuntimeMissing
+from cpd_edge.errors import RuntimeMissing, UsageError
+from cpd_edge.measure.devices import LOCAL, SIMULATED
 from cpd_edge.measure.driver import find_gpu
 from cpd_edge.measure.environment import load_average, pinned, state
 from cpd_edge.measure.protocol import Clock, Progress, Protocol, Runner, Sleep, compare
@@ -55,15 +56,16 @@ def doctor(
         clock, sleep, progress: as in `compare`.
     """
     versions = {name: installed(name) for name in (*PACKAGES, *RUNTIMES)}
-    here = state()
+    here, load = state(), load_average()
     aa, missing = _against_itself(make_runner or _tiny_runner, protocol, clock, sleep, progress)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": here["device"],
         "governor": here["governor"],
+        "cores": here["cores"],
         "turbo": here["turbo"],
-        "load_1m": load_average(),
+        "load_1m": load,
         "pinned": list(pinned()),
         "packages": {name: versions[name] for name in PACKAGES},
         "runtimes": {
@@ -71,7 +73,7 @@ def doctor(
             for name, line in install_lines(versions, find_gpu()[0] is not None).items()
         },
         "aa": aa,
-        "warnings": [*missing, *_package_warnings(versions), *_state_warnings(aa, here["governor"], load_average())],
+        "warnings": [*missing, *_package_warnings(versions), *_state_warnings(aa, here["governor"], load)],
     }
 
 
@@ -89,6 +91,11 @@ def doctor_there(
         UsageError: an unknown device or runtime.
         DeviceError: the device cannot be reached, or is in use.
     """
+    if device in (LOCAL, SIMULATED):
+        raise UsageError(
+            f"device {device} is not reached over ssh, and takes no --runtime here",
+            hint="this machine: cpd-edge doctor; the simulated one is arithmetic and has nothing to examine",
+        )
     require_device(device, runtime)
     state = examined(device)
 

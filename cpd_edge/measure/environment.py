@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ STATE = (
     "device", "machine", "cores", "os", "kernel", "python", "l4t", "power_mode", "clocks", "governor", "turbo",
 )  # fmt: skip
 """What an environment says of the machine."""
+STATE_S = 5.0
+"""How long what was read of the machine holds."""
 
 
 def capture(
@@ -141,19 +145,25 @@ def pinned() -> tuple[int, ...]:
 def state(root: str = "/") -> dict[str, Any]:
     """What this machine is and in what state, read as the agent reads another device.
 
-    `device` is the board's name where the device tree has one, else the CPU's. Of a Jetson also `l4t`, `power_mode`
-    and `clocks`.
+    `device` is the board's name where the device tree has one, else the CPU's; `l4t`, `power_mode` and `clocks` are
+    there where the machine tells them. Read anew after `STATE_S`: every engine that is opened asks.
     """
-    found = state_of(root)
+    found = _state_at(root, int(time.monotonic() // STATE_S))
     return {name: found[name] for name in STATE if found[name] != ""}
+
+
+@lru_cache(maxsize=1)
+def _state_at(root: str, period: int) -> dict[str, Any]:
+    return state_of(root)
 
 
 def integers_saturate() -> bool:
     """Whether this CPU adds two products of 8-bit integers into 16 bits, where they may not fit: x86 without VNNI."""
     if platform.machine().lower() not in ("x86_64", "amd64", "i686"):
         return False
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    lines = list[str]()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = next((line for line in lines if line.startswith("flags")), "")
     return "vnni" not in flags
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cpd_edge.errors import ModelError, RuntimeMissing, UsageError
 from cpd_edge.measure.arithmetic import NAMES, computed_in
 from cpd_edge.measure.driver import find_gpu
-from cpd_edge.measure.environment import capture, state
+from cpd_edge.measure.environment import capture
 from cpd_edge.measure.inputs import RING, described, ring_of, settled_shape
 from cpd_edge.measure.protocol import Runner
 from cpd_edge.measure.providers import (
@@ -124,15 +124,12 @@ class OnnxRunner:
             self._require_placed()
         self._bindings = self._bind(self._session)
         self._turn = 0
-        self._captured: Mapping[str, Any] = {
-            **capture(
-                runtime_name(self._provider), self._ort.__version__, threads, batch,
-                self._inputs(self._session)[0].shape, precision, providers=self._session.get_providers(),
-            ),
-            **described(self.ring, sample_input),
-            "profiled": profile,
-            **self._gpu(),
-        }  # fmt: skip
+        here = capture(
+            runtime_name(self._provider), self._ort.__version__, threads, batch,
+            self._inputs(self._session)[0].shape, precision, providers=self._session.get_providers(),
+        )  # fmt: skip
+        inputs = described(self.ring, sample_input)
+        self._captured: Mapping[str, Any] = {**here, **inputs, "profiled": profile, **self._gpu(here["device"])}
         self.load_ms: Mapping[str, float] = {"first_load": first_load_ms, "first_inference": self._timed_ms()}
 
     @cached_property
@@ -248,10 +245,10 @@ class OnnxRunner:
         require_first(session.get_providers(), self._provider)
         return session, load_ms
 
-    def _gpu(self) -> dict[str, str]:
+    def _gpu(self, device: str) -> dict[str, str]:
         """The device's name with its GPU's, where that is what runs the model."""
         gpu = find_gpu()[0] if self._provider in ON_GPU else None
-        return {} if gpu is None else {"device": f"{state()['device']}, {gpu.name}", "driver": gpu.driver}
+        return {} if gpu is None else {"device": f"{device}, {gpu.name}", "driver": gpu.driver}
 
     def _require_placed(self) -> None:
         """Runs the model once with the profiler on, and refuses it where a node ran on the CPU."""

@@ -14,19 +14,21 @@ def infer_shapes(model: onnx.ModelProto, free: int = 1) -> dict[str, tuple[int, 
         ModelError: they cannot be inferred.
     """
     graph = _inferred(model)
-    out = {v.name: tuple(d.dim_value or free for d in v.type.tensor_type.shape.dim) for v in _values(graph)}
-    return {**out, **{i.name: tuple(i.dims) for i in graph.initializer}}
+    return {**{v.name: _shape(v, free) for v in _values(graph)}, **{i.name: tuple(i.dims) for i in graph.initializer}}
 
 
-def float_values(model: onnx.ModelProto) -> frozenset[str]:
-    """Names of the values and constants that hold float32 numbers.
+def float_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shape of every value of float32 that is no constant, free dims as 1.
 
     Raises:
         ModelError: they cannot be inferred.
     """
-    graph, wanted = _inferred(model), onnx.TensorProto.FLOAT
-    values = {v.name for v in _values(graph) if v.type.tensor_type.elem_type == wanted}
-    return frozenset(values | {i.name for i in graph.initializer if i.data_type == wanted})
+    values = _values(_inferred(model))
+    return {v.name: _shape(v, 1) for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+
+
+def _shape(value: onnx.ValueInfoProto, free: int) -> tuple[int, ...]:
+    return tuple(d.dim_value or free for d in value.type.tensor_type.shape.dim)
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
@@ -40,4 +42,4 @@ def _values(graph: onnx.GraphProto) -> tuple[onnx.ValueInfoProto, ...]:
     return (*graph.input, *graph.value_info, *graph.output)
 
 
-__all__ = ["float_values", "infer_shapes"]
+__all__ = ["float_shapes", "infer_shapes"]

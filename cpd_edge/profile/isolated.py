@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cpd_edge.measure.shapes import float_values, infer_shapes
+from cpd_edge.measure.shapes import float_shapes
 from cpd_edge.measure.site import times_ms
 from cpd_edge.profile.regions import Attribution, node_name
 from cpd_edge.types import Widths
@@ -70,15 +70,14 @@ def predict(
 def single_operations(model: onnx.ModelProto, names: frozenset[str] | set[str]) -> dict[str, bytes]:
     """One model for each named node: its first activation is the input, all else are constants.
 
-    Nodes that read or make anything but floats of known shape are left out. Equal shapes give equal bytes.
+    Nodes whose activations or result are not floats of known shape are left out. Equal shapes give equal bytes.
     """
-    shapes, floats = infer_shapes(model), float_values(model)
+    shapes = float_shapes(model)
     constants = {i.name: i for i in model.graph.initializer}
     out = {}
     for node in model.graph.node:
         feeds = [x for x in node.input if x and x not in constants]
-        known = feeds and all(shapes.get(x) and x in floats for x in (*feeds, node.output[0]))
-        if node_name(node) in names and known:
+        if node_name(node) in names and feeds and all(shapes.get(x) for x in (*feeds, node.output[0])):
             out[node_name(node)] = _single(model, node, shapes, constants)
     return out
 

@@ -189,8 +189,9 @@ def _measured(
                 log.append(sample, time.perf_counter() - started, bench.fused or ())
                 started = time.perf_counter()
             seen = log.samples[: i + 1]
-            left = _seconds_left(seen, log.seconds, len(todo))
-            tell((i + 1) / len(todo), f"sample {i + 1} of at most {len(todo)}, {left:.0f} s at most{current}")
+            if len(seen) == len(log.samples):
+                left = _seconds_left(seen, log.seconds, min(len(todo), FIRST_CHECK + holdout), len(todo))
+                tell((i + 1) / len(todo), f"sample {i + 1} of at most {len(todo)}, about {left:.0f} s left{current}")
             if _late(seen, log.seconds, holdout):
                 break
             if i + 1 < len(todo) and _check_now(seen, holdout, first):
@@ -232,10 +233,10 @@ def _limit_s(samples: Sequence[Sample]) -> float:
     return LIMIT_S + REGION_S * len(samples[-1].ms) + DENSE_RUNS * samples[-1].dense_ms / 1e3
 
 
-def _seconds_left(samples: Sequence[Sample], seconds: float, most: int) -> float:
-    """How long sampling may go on, at the pace that it had, until all are measured or it is late."""
-    pace, first = seconds / len(samples), min(most, FIRST_CHECK + sum(s.held_out for s in samples))
-    return max(pace * (first - len(samples)), min(pace * (most - len(samples)), _limit_s(samples) - seconds), 0.0)
+def _seconds_left(samples: Sequence[Sample], seconds: float, fewest: int, most: int) -> float:
+    """How long sampling goes on, at the pace that it had, where no look at the errors ends it."""
+    pace = seconds / len(samples)
+    return max(pace * (fewest - len(samples)), min(pace * (most - len(samples)), _limit_s(samples) - seconds), 0.0)
 
 
 def _good(table: LatencyTable) -> bool:

@@ -1,7 +1,7 @@
 """The latency table: what was measured, the models fitted to it, and the latency of any widths.
 
 Format history: 1, the first; 2, `within`; 3, `fused` and `reformats_ms`; 4, `geometry` of regions; 5,
-`noise` is a standard error, no `scale`.
+`noise` is a standard error; 6, no `scale`, and a turn counts with its median.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from cpd_edge.types import Region
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 5
+FORMAT = 6
 Elsewhere: TypeAlias = Callable[[Sequence[Region], Samples], Mapping[str, Model]]
 """Given regions and what was measured of them here: by region, what fits it in other networks."""
 ENOUGH = 24
@@ -329,21 +329,21 @@ def _to_fit(groups: Mapping[str, int], samples: Sequence[Sample]) -> tuple[Sampl
         raise TableError(f"{len(used)} samples: a table needs at least 4", hint=AGAIN)
     widths = {g: np.asarray([s.widths[g] for s, _ in used], np.int64) for g in groups}
     total = np.asarray([s.total_ms * factor for s, factor in used], np.float64)
-    by_region, fixed_ms = _shared_out([s for s, _ in used], total)
+    by_region, fixed_ms = _shared_out(used, total)
     return Samples(widths, by_region), fixed_ms
 
 
-def _shared_out(samples: Sequence[Sample], total: Floats) -> tuple[dict[str, Floats], float]:
-    """Latency of each region `[samples]`, and what belongs to none: they add up to the whole as measured.
+def _shared_out(drifted: Sequence[tuple[Sample, float]], total: Floats) -> tuple[dict[str, Floats], float]:
+    """Latency of each region `[samples]`, and what belongs to none: up to how that varies, they add up to the whole.
 
     The profiler says how the whole divides; the whole is measured without it. What the profiler adds to each kernel is
     seen in the network that takes least time, where kernels have next to nothing to do. What belongs to no region is
     the least that any network leaves over, and the usual time of kernels that have none.
     """
-    names = tuple(samples[0].ms)
-    ms = np.asarray([[s.ms[n] for n in names] for s in samples], np.float64)
-    count = np.asarray([[s.kernels[n] for n in names] for s in samples], np.float64)
-    rest = np.asarray([s.rest_ms for s in samples], np.float64)
+    names = tuple(drifted[0][0].ms)
+    ms = np.asarray([[s.ms[n] * factor for n in names] for s, factor in drifted], np.float64)
+    count = np.asarray([[s.kernels[n] for n in names] for s, _ in drifted], np.float64)
+    rest = np.asarray([s.rest_ms * factor for s, factor in drifted], np.float64)
     least = int(np.argmin(total))
     added = max(float(ms[least].sum() + rest[least] - total[least]) / max(float(count[least].sum()), 1.0), 0.0)
     own = np.maximum(ms - added * count, 0.1 * ms)

@@ -22,6 +22,7 @@ def there(shell: Shell, loop: Loopback) -> str:
     device = loop.device()
     words = ("--python", device.python, "--folder", device.folder, "--ssh-config", device.ssh_config)
     assert shell("devices", "add", device.name, device.url, *words, "--telemetry-s", "0").code == 0
+    assert shell("devices", "add", "gone", "ssh://nobody@127.0.0.1:9").code == 0
     return device.name
 
 
@@ -38,7 +39,10 @@ def test_doctor_says_what_a_device_is_and_what_it_can_tell_apart(shell: Shell, t
     ("words", "hint"),
     [
         (("--device", "nobody"), "cpd-edge devices add"),
-        (("--device", "loop", "--runtime", "openvino"), "other devices"),
+        (("--device", "gone", "--runtime", "openvino"), "other devices run"),
+        (("--device", "gone", "--gpu"), "there: cpd-edge doctor --gpu"),
+        (("--device", "simulated"), "arithmetic"),
+        (("--runtime", "tensorrt"), "this machine: cpd-edge doctor"),
     ],
 )
 def test_doctor_refuses_what_is_not_there(words: tuple[str, ...], hint: str, shell: Shell, there: str) -> None:
