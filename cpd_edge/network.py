@@ -14,7 +14,7 @@ import os
 import sysconfig
 import traceback
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
+from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from cpd_edge.canonical import TRAINING_ARGUMENT, canonical, op_name
@@ -62,11 +63,26 @@ class Network(fx.GraphModule):
 
     def double(self) -> Network:
         """The same network in float64, the types that its calls ask for included."""
-        for node in self.graph.nodes:
-            node.args, node.kwargs = (_in_double(a) for a in (node.args, node.kwargs))
         super().double()
-        self.recompile()
+        self._ask_for(lambda asked: torch.float64 if asked is torch.float32 else asked)
         return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Network:
+        """As a module's, and where its calls make tensors of their own follows."""
+        super().to(*args, **kwargs)
+        where = next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        self._ask_for(lambda asked: where if isinstance(asked, torch.device) else asked)
+        return self
+
+    def _ask_for(self, change: Callable[[Any], Any]) -> None:
+        """Changes what calls are given, wherever it stands among their arguments."""
+        changed = False
+        for node in self.graph.nodes:
+            before = node.args, node.kwargs
+            node.args, node.kwargs = map_aggregate(node.args, change), map_aggregate(node.kwargs, change)
+            changed = changed or before != (node.args, node.kwargs)
+        if changed:
+            self.recompile()
 
     def example(self, batch: int = _BATCH, seed: int = 0) -> Tensor:
         """Seeded standard-normal inputs `[batch, *input_shape]`, of the parameters' device and type."""
@@ -258,14 +274,6 @@ def _network(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
         _attach(network, name, tensor, "buffer")
     network.input_shape = tuple(input_shape)
     return network.eval()
-
-
-def _in_double(arguments: Any) -> Any:
-    if isinstance(arguments, (tuple, list)):
-        return type(arguments)(_in_double(a) for a in arguments)
-    if isinstance(arguments, dict):
-        return {name: _in_double(a) for name, a in arguments.items()}
-    return torch.float64 if arguments is torch.float32 else arguments
 
 
 def _keeps_no_statistics(node: fx.Node) -> bool:

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cpd_edge.distil.state import generators, restore_generators
 from cpd_edge.distil.train import Learnable, Progress, best_device
 from cpd_edge.errors import DataError
+
+STATISTICS = ("running_mean", "running_var")
+"""How the buffers of a norm end."""
 
 
 def evaluate(
@@ -42,61 +46,72 @@ def evaluate(
     return metric
 
 
-def recalibrate(student: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], batches: int) -> None:
+def recalibrate(
+    student: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    batches: int,
+    device: torch.device | str | None = None,
+) -> None:
     """Replaces batch-norm running statistics by those of the given batches, pooled over them.
 
     Relies on nothing but `train()` and buffers named `running_mean` and `running_var`, so it works on exported graphs.
     A training-mode forward moves a buffer to `(1 - m) * old + m * found`: from 0 it gives `m * found`, and a second
     forward of the first batch from 1 gives m. Weights, other buffers, random generators and the mode stay as they were.
-    Batches should be of equal size.
+    Batches should be of equal size. It runs on `device`, the best there is if None, and the student ends on the CPU.
 
     Raises:
         DataError: the loader gives no batch.
     """
-    buffers = {n: b for n, b in student.named_buffers() if n.endswith(("running_mean", "running_var"))}
-    if not buffers:
-        return
     before = {name: b.clone() for name, b in student.named_buffers()}
-    mode, found, momentum = student.training, [], {}
-    where = next(iter(buffers.values())).device
-    devices = [where] if where.type == "cuda" else []
-    student.train()
+    if not any(name.endswith(STATISTICS) for name in before):
+        return
+    where, mode = torch.device(device or best_device()), student.training
+    student.to(where).train()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            for images, _ in islice(loader, batches):
-                images = images.to(where)
-                found.append(_forward_from(0.0, student, images, before, buffers))
-                if not momentum:
-                    moved = _forward_from(1.0, student, images, before, buffers)
-                    momentum = {n: 1 - (moved[n] - found[0][n]).median() for n in buffers}
+        with torch.no_grad(), torch.random.fork_rng([where] if where.type == "cuda" else []):
+            pooled = _pooled(student, loader, batches, before)
     finally:
-        student.train(mode)
+        student.train(mode).to("cpu")
         _restore(student, before)
+    _restore(student, pooled)
+
+
+def _pooled(
+    student: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], batches: int, before: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Mean and variance over all batches, of the norms that ran."""
+    found, momentum = list[dict[str, Tensor]](), dict[str, Tensor]()
+    for images, _ in islice(loader, batches):
+        images = images.to(next(student.buffers()).device)
+        found.append(_forward_from(0.0, student, images, before))
+        if not momentum:
+            moved = _forward_from(1.0, student, images, before)
+            momentum = {name: 1 - (moved[name] - found[0][name]).median() for name in moved}
     if not found:
         raise DataError("no batch to take statistics from", hint="a smaller batch, or more training images")
-    for name, buffer in buffers.items():
-        if momentum[name] > 1e-6:  # else its norm did not run
-            values = torch.stack([f[name] for f in found]) / momentum[name]
-            buffer.copy_(values.mean(0))
-            partner = name.removesuffix("running_var") + "running_mean"
-            if name.endswith("running_var") and partner in buffers:
-                means = torch.stack([f[partner] for f in found]) / momentum[partner]
-                buffer.add_(means.var(0, correction=0))
+    ran = [name for name, share in momentum.items() if share > 1e-6]
+    seen = {name: torch.stack([f[name] for f in found]) / momentum[name] for name in ran}
+    out = {name: values.mean(0) for name, values in seen.items()}
+    for name in ran:
+        means = name.removesuffix("running_var") + "running_mean"
+        if name.endswith("running_var") and means in seen:
+            out[name] = out[name] + seen[means].var(0, correction=0)
+    return out
 
 
-def _forward_from(
-    start: float, student: nn.Module, images: Tensor, before: dict[str, Tensor], buffers: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def _forward_from(start: float, student: nn.Module, images: Tensor, before: dict[str, Tensor]) -> dict[str, Tensor]:
     """Statistics, in double, that one forward leaves when they start from a constant."""
     _restore(student, before)
-    for buffer in buffers.values():
+    statistics = {name: b for name, b in student.named_buffers() if name.endswith(STATISTICS)}
+    for buffer in statistics.values():
         buffer.fill_(start)
-    state = torch.get_rng_state()
+    state = generators()
     student(images)
-    torch.set_rng_state(state)
-    return {name: buffer.double() for name, buffer in buffers.items()}
+    restore_generators(state)
+    return {name: buffer.double() for name, buffer in statistics.items()}
 
 
-def _restore(student: nn.Module, before: dict[str, Tensor]) -> None:
+def _restore(student: nn.Module, values: dict[str, Tensor]) -> None:
     for name, buffer in student.named_buffers():
-        buffer.copy_(before[name])
+        if name in values:
+            buffer.copy_(values[name])

@@ -680,6 +680,9 @@ class Engine:
         if self.provider not in self.ort.get_available_providers():
             have = ", ".join(self.ort.get_available_providers())
             raise Trouble("missing", f"ONNX Runtime on the device has no {self.provider}, only {have}", "see --python")
+        if self.provider != PROVIDERS["cpu"]:
+            with contextlib.redirect_stdout(sys.stderr):  # where pip put CUDA, ONNX Runtime does not look by itself
+                getattr(self.ort, "preload_dlls", lambda: None)()
         self.dims: dict[str, int] = {"batch": options["batch"]}
         self.folder = tempfile.mkdtemp(prefix="cpd-edge-") if options["profile"] else None
         self.session, first_ms = self.open(self.folder)
@@ -733,7 +736,8 @@ class Engine:
         if self.provider == PROVIDERS["tensorrt"]:
             chain.append(PROVIDERS["cuda"])
         start = time.perf_counter_ns()
-        session = self.ort.InferenceSession(self.path, options, providers=chain)
+        exact = [{"use_tf32": "0"} if name == PROVIDERS["cuda"] and self.knows_tf32() else {} for name in chain]
+        session = self.ort.InferenceSession(self.path, options, chain, exact)
         load_ms = (time.perf_counter_ns() - start) / 1e6
         if session.get_providers()[0] != self.provider:
             used = session.get_providers()[0]
@@ -777,6 +781,10 @@ class Engine:
                 binding.bind_output(output.name, place)
             out.append(binding)
         return out
+
+    def knows_tf32(self) -> bool:
+        """Whether CUDA's provider can be told to leave products in fp32; before 1.18 it cannot."""
+        return [int(n) for n in self.ort.__version__.split(".")[:2]] >= [1, 18]
 
     def in_place(self) -> tuple[Any, Any]:
         """The input that `run` reads from now on, and the first output that it writes."""
@@ -854,7 +862,8 @@ class Cuda:
             raise Trouble(
                 "missing", "the device has no NVIDIA driver that starts", "TensorRT runs on NVIDIA GPUs alone"
             )
-        found = [self.loaded(folder + name) for folder in self.FOLDERS for name in self.NAMES]
+        wheels = [os.path.join(folder, "") for path in sys.path for folder in glob.glob(path + "/nvidia/*/lib")]
+        found = [self.loaded(folder + name) for folder in (*self.FOLDERS, *wheels) for name in self.NAMES]
         self.library = next((library for library in found if library is not None), None)
         if self.library is None:
             raise Trouble("missing", "CUDA's runtime (libcudart) is not found on the device", "there: pip install cuda")

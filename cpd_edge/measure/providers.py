@@ -6,6 +6,8 @@ build's device nor the list of available providers tells; the session's own list
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +55,21 @@ def provider_chain(wanted: str, available: Sequence[str]) -> list[str]:
         )
     between = [NAMES["cuda"]] if wanted == NAMES["tensorrt"] and NAMES["cuda"] in available else []
     return list(dict.fromkeys([wanted, *between, CPU]))
+
+
+def provider_options(chain: Sequence[str]) -> list[dict[str, str]]:
+    """Options of each provider: CUDA's rounds products to TF32 if it is left to itself, and fp32 means fp32 here."""
+    return [{"use_tf32": "0"} if name == NAMES["cuda"] else {} for name in chain]
+
+
+def load_cuda(ort: Any) -> None:
+    """Loads the CUDA and cuDNN that pip installed, where ONNX Runtime does not look by itself.
+
+    Args:
+        ort: the module; before 1.21 it cannot, and takes the system's. It prints what it does not find.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        getattr(ort, "preload_dlls", lambda: None)()
 
 
 def require_first(used: Sequence[str], wanted: str) -> None:
@@ -112,6 +129,6 @@ def _computes(arguments: Mapping[str, Any]) -> bool:
 
 
 __all__ = [
-    "CPU", "NAMES", "ON_GPU", "fallen_back", "provider_chain", "provider_name", "require_first", "require_no_fallback",
-    "runtime_name",
+    "CPU", "NAMES", "ON_GPU", "fallen_back", "load_cuda", "provider_chain", "provider_name", "provider_options",
+    "require_first", "require_no_fallback", "runtime_name",
 ]  # fmt: skip

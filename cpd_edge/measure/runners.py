@@ -24,8 +24,10 @@ from cpd_edge.measure.protocol import Runner
 from cpd_edge.measure.providers import (
     CPU,
     ON_GPU,
+    load_cuda,
     provider_chain,
     provider_name,
+    provider_options,
     require_first,
     require_no_fallback,
     runtime_name,
@@ -105,6 +107,8 @@ class OnnxRunner:
     ) -> None:
         self._ort = onnxruntime()
         self._provider = provider_name(provider)
+        if self._provider in ON_GPU:
+            load_cuda(self._ort)
         self._model, self._threads, self._batch = model, threads, batch
         self._free: Any = None
         self._folder = tempfile.TemporaryDirectory(prefix="cpd-edge-") if profile else None
@@ -234,7 +238,7 @@ class OnnxRunner:
         chain = provider_chain(self._provider, self._ort.get_available_providers())
         start = time.perf_counter_ns()
         try:
-            session = self._ort.InferenceSession(model, options, providers=chain)
+            session = self._ort.InferenceSession(model, options, chain, provider_options(chain))
         except _refusals() as error:
             what = "the model" if isinstance(self._model, bytes) else str(self._model)
             raise ModelError(

@@ -345,6 +345,8 @@ def _examined(check: Callable[[Bench], dict[str, Any]], bench: Bench) -> dict[st
         state, reason = "not possible", error.what
     except CpdError as error:
         state, reason = "failed", error.what
+    except Exception as error:  # what no one foresaw is a result too, and ends no other check
+        state, reason = "failed", f"{type(error).__name__}: {error}"
     seconds = round(time.perf_counter() - begun, 3)
     return {"state": state, "reason": reason, "seconds": seconds, "figures": store.plain(figures)}
 

@@ -17,7 +17,7 @@ from cpd_edge import network as networks
 from cpd_edge import store
 from cpd_edge.cut import cut, expand, in_own_coordinates
 from cpd_edge.distil.judge import recalibrate
-from cpd_edge.distil.train import distil
+from cpd_edge.distil.train import best_device, distil
 from cpd_edge.intake.tasks import Task
 from cpd_edge.network import Combed, Network
 from cpd_edge.pipeline.request import Request
@@ -99,13 +99,14 @@ def scores(combed: Combed, task: Task | None, request: Request) -> Importance:
         torch.manual_seed(request.seed)
         loader = task.train_loader(BIG_BATCH, request.seed)
         if request.score == "taylor":
-            return taylor(combed, loader, task.loss, request.calibration_batches)
+            return taylor(combed, loader, task.loss, request.calibration_batches, device=best_device())
         return taylor(
             combed,
             loader,
             lambda outputs, targets: task.own_loss(outputs, targets, request.temperature),
             request.calibration_batches,
             lambda outputs, reference, targets: task.divergence(outputs, reference, targets, request.temperature),
+            best_device(),
         )
 
 

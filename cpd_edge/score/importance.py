@@ -45,6 +45,7 @@ def taylor(
     loss: Callable[[object, Tensor], Tensor],
     batches: int,
     rise: Callable[[object, object, Tensor], Tensor] | None = None,
+    device: torch.device | None = None,
 ) -> Importance:
     """Expected rise of the loss when a unit is masked [nats per image].
 
@@ -60,14 +61,15 @@ def taylor(
         loss: of outputs and targets, a mean over images.
         batches: how many batches to take.
         rise: of the outputs with a branch left out, the outputs with it, and targets; the difference of `loss` if None.
+        device: where to run; None leaves the network where it is.
 
     Raises:
         DataError: the loader gives no batch, or the loss is not finite.
     """
     gates = gated(combed)
-    network = gates.network.eval().requires_grad_(False)
+    device = device or next((p.device for p in gates.network.parameters()), torch.device("cpu"))
+    network = gates.network.to(device).eval().requires_grad_(False)
     factors = {name: factor.requires_grad_(True) for name, factor in gates.factors().items()}
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     units = {g.name: g.units for g in combed.groups.groups if not g.depth}
     totals: dict[str, Array] = {name: np.zeros(n) for name, n in units.items()}
     rises: dict[str, list[float]] = {branch.name: [] for branch in combed.branches}

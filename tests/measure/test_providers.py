@@ -6,6 +6,7 @@ a local model, so a session that asks for it falls back to the CPU in silence.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,15 @@ import pytest
 from cpd_edge.errors import EnvironmentMismatch, RuntimeMissing, UsageError
 from cpd_edge.measure import OnnxRunner
 from cpd_edge.measure.doctor import tiny_model
-from cpd_edge.measure.providers import fallen_back, provider_chain, provider_name, require_first, require_no_fallback
+from cpd_edge.measure.providers import (
+    fallen_back,
+    load_cuda,
+    provider_chain,
+    provider_name,
+    provider_options,
+    require_first,
+    require_no_fallback,
+)
 
 ort = pytest.importorskip("onnxruntime")
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -72,6 +81,19 @@ def test_long_lists_are_cut() -> None:
     """Ten names tell enough."""
     with pytest.raises(EnvironmentMismatch, match=r"25 nodes .* and 15 more"):
         require_no_fallback([event(f"n{i}", CPU) for i in range(25)], CUDA)
+
+
+def test_fp32_on_cuda_is_not_tf32() -> None:
+    """CUDA's provider rounds products unless it is told not to; others have no such option."""
+    assert provider_options([TENSORRT, CUDA, CPU]) == [{}, {"use_tf32": "0"}, {}]
+
+
+def test_what_is_printed_while_cuda_is_loaded_stays_out_of_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    """ONNX Runtime prints what it does not find; an old one cannot load CUDA at all, and is left alone."""
+    load_cuda(SimpleNamespace(preload_dlls=lambda: print("no cuBLAS")))
+    load_cuda(SimpleNamespace())
+    said = capsys.readouterr()
+    assert said.out == "" and "no cuBLAS" in said.err
 
 
 def test_an_unknown_provider_is_refused() -> None:

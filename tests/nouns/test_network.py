@@ -50,6 +50,17 @@ def test_a_trace_computes_the_same_for_any_batch() -> None:
     assert network.state_dict().keys() == model.state_dict().keys()
 
 
+def test_what_a_network_makes_itself_follows_it_to_another_device() -> None:
+    """A call that makes a tensor of its own names the device that it was traced on."""
+
+    class Numbered(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.arange(x.shape[-1], device=x.device, dtype=x.dtype))
+
+    network = trace(Numbered(), SHAPE).to("meta")
+    assert network(torch.empty(2, *SHAPE, device="meta")).shape == (2, 4)
+
+
 def test_a_training_step_is_the_originals() -> None:
     """In training mode batch statistics are used and running ones updated, as in the module."""
     model = Small()
