@@ -17,6 +17,7 @@ import onnx
 
 from cpd_edge.deploy import timing_cache
 from cpd_edge.deploy.build_progress import Progress, progress_monitor
+from cpd_edge.deploy.opset import earlier
 from cpd_edge.deploy.quantize import is_quantised
 from cpd_edge.deploy.typed import half_precision, matches
 from cpd_edge.deploy.unsupported import refusal, unsupported
@@ -132,7 +133,7 @@ def build_engine(
     """
     said = _Said()
     weakly = hasattr(trt.BuilderFlag, "FP16")
-    model = _ready(model, spec, weakly, name, said)
+    model = _ready(earlier(model), spec, weakly, name, said)
     log.clear()
     builder: tensorrt.Builder = trt.Builder(log)
     network: tensorrt.INetworkDefinition = builder.create_network(_creation_flags(trt))

@@ -1046,15 +1046,17 @@ class BuiltEngine:
 
     def make_ring(self, shape: tuple[int, ...], given: str | None) -> list[Any]:
         """Seeded inputs: those that were sent, or standard normal ones."""
-        kind = self._trt.nptype(self.engine.get_tensor_dtype(self.source))
+        kind = self.kind(self.source)
         if given is not None:
             return [self.numpy.ascontiguousarray(values, kind) for values in self.numpy.load(given, allow_pickle=False)]
         random = self.numpy.random.default_rng(self.options["seed"])
         return [random.standard_normal(shape).astype(kind) for _ in range(RING)]
 
     def kind(self, name: str) -> Any:
-        """NumPy's type of a tensor."""
-        return self.numpy.dtype(self._trt.nptype(self.engine.get_tensor_dtype(name)))
+        """NumPy's type of a tensor. TensorRT's own answer needs a NumPy as old as itself."""
+        told = self.engine.get_tensor_dtype(name)
+        word = getattr(told, "name", str(told))
+        return self.numpy.dtype({"FLOAT": "float32", "HALF": "float16"}.get(word, word.lower()))
 
     def size(self, name: str) -> int:
         """Bytes of a tensor at the settled shape."""

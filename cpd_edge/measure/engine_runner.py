@@ -274,7 +274,7 @@ class EngineRunner:
 
     def _port(self, name: str) -> Port:
         shape = tuple(int(d) for d in self._context.get_tensor_shape(name))
-        dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+        dtype = _numpy_type(self._engine.get_tensor_dtype(name))
         port = Port(name, shape, dtype, self._stream.allocate(int(np.prod(shape)) * dtype.itemsize))
         self._context.set_tensor_address(name, port.address)
         return port
@@ -360,6 +360,12 @@ def _recorder(trt: Any) -> Any:
             self.runs[-1].append((layer_name, ms))
 
     return Recorder()
+
+
+def _numpy_type(told: Any) -> np.dtype[Any]:
+    """NumPy's type for one of TensorRT's, whose own answer needs a NumPy as old as itself."""
+    word = getattr(told, "name", str(told))
+    return np.dtype({"FLOAT": "float32", "HALF": "float16"}.get(word, word.lower()))
 
 
 def _ring(port: Port, sample_input: npt.NDArray[Any] | None, seed: int) -> tuple[npt.NDArray[Any], ...]:

@@ -80,7 +80,7 @@ def layers_from_inspector(text: str) -> tuple[EngineLayer, ...]:
         DataError: it is not that.
     """
     try:
-        found = json.loads(text)
+        found = json.loads(text, strict=False)  # between the names of what it fused, TensorRT 8 writes a separator raw
     except ValueError as error:
         raise DataError(f"the layer information is not JSON: {error}") from None
     entries = found.get("Layers") if isinstance(found, dict) else None

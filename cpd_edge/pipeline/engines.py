@@ -14,6 +14,7 @@ from cpd_edge import store
 from cpd_edge.deploy import timing_cache
 from cpd_edge.deploy.calibrate import calibration
 from cpd_edge.deploy.engine import RTX, Built, EngineSpec, build_engine
+from cpd_edge.deploy.opset import earlier
 from cpd_edge.deploy.quantize import TENSORRT, calibrate, is_quantised, quantise
 from cpd_edge.deploy.typed import matches, scope
 from cpd_edge.errors import DataError, ModelError, StoreError, UsageError
@@ -224,7 +225,7 @@ def time_by_tool(
         there = {"tool": Path(TOOL), "run": tool_on(station(get(device)))}
     given = (name, tuple(int(n) for n in dims.split("x"))) if shape else None
     done = time_with_tool(
-        model, folder, precision=precision, shape=given, device="" if device == LOCAL else device, duration_s=seconds,
+        _readable(model, folder), folder, precision=precision, shape=given, device="" if device == LOCAL else device, duration_s=seconds,
         **there,
     )  # fmt: skip
     return import_exports(
@@ -233,6 +234,16 @@ def time_by_tool(
         device=str(done.measurement.environment["device"]), precision=precision, shape=dims, quantile=quantile,
         budget_ms=budget_ms, out=folder / f"{model.stem}.measurement.json",
     )  # fmt: skip
+
+
+def _readable(model: Path, folder: Path) -> Path:
+    """The file, or one in `folder` in forms that every TensorRT reads."""
+    proto = _read(model)[0]
+    made = earlier(proto)
+    if made is proto:
+        return model
+    store.write_bytes(folder / model.name, made.SerializeToString())
+    return folder / model.name
 
 
 def open_runner(path: Path, *, threads: int = 1, batch: int = 1, **options: Any) -> Runner:

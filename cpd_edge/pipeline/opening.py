@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 
 from cpd_edge.deploy.engine import EngineSpec
+from cpd_edge.deploy.opset import earlier
 from cpd_edge.deploy.timing_cache import cache_folder
 from cpd_edge.deploy.typed import half_precision
 from cpd_edge.measure.devices import LOCAL
@@ -58,11 +59,14 @@ def open_model(
     if device == LOCAL and runtime == TENSORRT:
         return EngineRunner(engine_of(model, precision, batch), batch=batch)
     options: dict[str, Any] = {"threads": threads, "batch": batch, "profile": profile, "precision": precision}
-    try:
+    if runtime != TENSORRT:
         return device_runner(device, runtime, model, **options)
+    data = model if isinstance(model, bytes) else model.read_bytes()
+    proto = earlier(onnx.load_from_string(data))
+    try:
+        return device_runner(device, runtime, proto.SerializeToString(), **options)
     except UntypedModel:  # which that device alone knows, once it is asked
-        data = model if isinstance(model, bytes) else model.read_bytes()
-        typed = half_precision(onnx.load_from_string(data)).model.SerializeToString()
+        typed = half_precision(proto).model.SerializeToString()
         return device_runner(device, runtime, bytes(typed), typed=True, **options)
 
 

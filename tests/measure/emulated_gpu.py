@@ -211,7 +211,7 @@ def emulated_tensorrt(
 
     module = ModuleType("tensorrt")
     module.__dict__.update(
-        __version__="8.6.1" if older else "10.3.0", Runtime=Runtime, nptype=np.dtype,
+        __version__="8.6.1" if older else "10.3.0", Runtime=Runtime,
         ILogger=type("ILogger", (), {"__init__": lambda self: None}),
         IProfiler=type("IProfiler", (), {"__init__": lambda self: None}),
         TensorIOMode=SimpleNamespace(INPUT="in"), LayerInformationFormat=SimpleNamespace(JSON="json"),

@@ -14,7 +14,6 @@ from math import prod
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import onnx
 from measure.emulated_gpu import EmulatedCuda, array
 
@@ -203,7 +202,7 @@ def emulated_tensorrt(cuda: EmulatedCuda) -> Any:
     plain = ("ILogger", "IProfiler")
     module.__dict__.update(
         {name: type(name, (), {"__init__": lambda self: None}) for name in plain},
-        __version__="10.3.0", builds=builds, Runtime=Runtime, Builder=Builder, OnnxParser=Parser, nptype=np.dtype,
+        __version__="10.3.0", builds=builds, Runtime=Runtime, Builder=Builder, OnnxParser=Parser,
         TensorIOMode=SimpleNamespace(INPUT="in"), LayerInformationFormat=SimpleNamespace(JSON="json"),
         BuilderFlag=SimpleNamespace(FP16="FP16", INT8="INT8", TF32="TF32"),
         NetworkDefinitionCreationFlag=SimpleNamespace(EXPLICIT_BATCH=0),
