@@ -2,7 +2,7 @@
 
 It runs on any Python from 3.8 on with the standard library alone, plus NumPy and ONNX Runtime or TensorRT where engines
 are to run; CUDA's runtime it calls by ctypes. It imports nothing of this package, which takes `state_of` alone from
-it; that it is one file is why it is longer than others. What it does with TensorRT has never been run on a GPU by us.
+it; that it is one file is why it is longer than others. Its TensorRT part has run on one GPU of ours, and on no Jetson.
 
     front    `python3 -I agent.py`: one for each connection. JSON lines on stdin and stdout, logs on stderr. Takes
              files, starts workers, passes requests on, and streams a job's logs from any byte offset.
@@ -716,6 +716,7 @@ class Engine:
             "runtime": "onnxruntime",
             "runtime_version": self.ort.__version__,
             "providers": ",".join(self.session.get_providers()),
+            **({} if self.provider == PROVIDERS["cpu"] else {"gpu": gpu_name()}),
             "shape": "x".join(str(n) for n in self.ring[0].shape),
             "input_low": float(min(values.min() for values in self.ring)),
             "input_high": float(max(values.max() for values in self.ring)),
@@ -925,6 +926,17 @@ class Cuda:
         self.call("cudaStreamDestroy", self.stream)
 
 
+def gpu_name() -> str:
+    """What the driver calls its first GPU; nothing where it does not say."""
+    name = ctypes.create_string_buffer(256)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        said = driver.cuDeviceGetName(name, ctypes.c_int(256), ctypes.c_int(0)) == 0
+        return name.value.decode(errors="replace") if said else ""
+    except OSError:
+        return ""
+
+
 class BuiltEngine:
     """A TensorRT engine, built here from an ONNX model with one input, or kept from before."""
 
@@ -972,6 +984,7 @@ class BuiltEngine:
             "runtime": "tensorrt",
             "runtime_version": self._trt.__version__,
             "providers": self.cuda.arch() + ",enqueue,without transfers,driver's wait",
+            "gpu": gpu_name(),
             "shape": "x".join(str(n) for n in self.ring[0].shape),
             "input_low": float(min(values.min() for values in self.ring)),
             "input_high": float(max(values.max() for values in self.ring)),

@@ -135,7 +135,7 @@ class RemoteRunner:
         self.load_ms: Mapping[str, float] = answer["load_ms"]
         self._captured: Mapping[str, Any] = {
             **{name: value for name, value in found.items() if not name.startswith("memory_")},
-            "device": f"{self._station.device.name}: {found['device']}",
+            "device": f"{self._station.device.name}: " + ", ".join(filter(None, [found["device"], found.get("gpu")])),
             "runtime": runtime if runtime != RUNTIME else runtime_name(provider_name(provider)),
             "precision": precision,
             "threads": threads,

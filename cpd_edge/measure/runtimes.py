@@ -68,6 +68,8 @@ TITLES: Mapping[str, str] = {
 }
 """All runtimes, and what each is called in sentences."""
 
+LAUNCHES = ("onnxruntime-cuda", "onnxruntime-tensorrt")
+"""Of these the profiler tells how long launching a kernel took, not what it took."""
 ON_CPU = ("onnxruntime", "openvino")
 """Those that need no GPU."""
 
@@ -173,6 +175,6 @@ _NEEDS: Mapping[str, Callable[[], object]] = {
 }
 
 __all__ = [
-    "ON_CPU", "PRECISIONS", "RUNNERS", "TENSORRT", "TITLES", "ModelRunner", "model_runner", "require_known",
+    "LAUNCHES", "ON_CPU", "PRECISIONS", "RUNNERS", "TENSORRT", "TITLES", "ModelRunner", "model_runner", "require_known",
     "require_precision", "require_runtime",
 ]  # fmt: skip

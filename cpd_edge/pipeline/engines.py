@@ -225,8 +225,8 @@ def time_by_tool(
         there = {"tool": Path(TOOL), "run": tool_on(station(get(device)))}
     given = (name, tuple(int(n) for n in dims.split("x"))) if shape else None
     done = time_with_tool(
-        _readable(model, folder), folder, precision=precision, shape=given, device="" if device == LOCAL else device, duration_s=seconds,
-        **there,
+        _readable(model, folder), folder, precision=precision, shape=given, device="" if device == LOCAL else device,
+        duration_s=seconds, **there,
     )  # fmt: skip
     return import_exports(
         done.exports.times, profile=done.exports.profile, layers=done.exports.layers, log=done.exports.log,

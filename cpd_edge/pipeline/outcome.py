@@ -19,7 +19,7 @@ from cpd_edge.layout import Widths, size
 from cpd_edge.measure import stats
 from cpd_edge.measure.devices import LOCAL, SIMULATED
 from cpd_edge.measure.protocol import INSIDE
-from cpd_edge.measure.runtimes import ON_CPU, TITLES
+from cpd_edge.measure.runtimes import LAUNCHES, ON_CPU, TITLES
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.aim import Window
 from cpd_edge.pipeline.quantities import FILE_SIZE, counted, macs
@@ -45,6 +45,10 @@ MEASURED_LIMIT = (
     "it says nothing of another device or runtime."
 )
 CPU_LIMIT = "No part of this was run on a GPU or a Jetson."
+LAUNCH_LIMIT = (
+    "Times of regions are those of launching them: this runtime does not tell what its kernels take on the GPU. "
+    "Whole engines are timed to their end."
+)
 TABLE_LIMIT = (
     "Held-out plans also decide when profiling may stop, so the table's error on other plans may be a little larger."
 )
@@ -63,7 +67,8 @@ def limits_of(request: Request) -> list[str]:
     on_cpu = request.runtime in ON_CPU
     where = f"this machine's {'CPU' if on_cpu else 'GPU'}" if request.device == LOCAL else f"device {request.device}"
     measured = MEASURED_LIMIT.format(where=where, runtime=TITLES[request.runtime])
-    return [measured, *([CPU_LIMIT] if on_cpu and request.device == LOCAL else []), TABLE_LIMIT]
+    launches = [LAUNCH_LIMIT] if request.runtime in LAUNCHES else []
+    return [measured, *([CPU_LIMIT] if on_cpu and request.device == LOCAL else []), *launches, TABLE_LIMIT]
 
 
 def interval_from(data: Mapping[str, Any]) -> Interval:

@@ -117,6 +117,6 @@ def _equal(done: subprocess.CompletedProcess[str]) -> None:
 
 
 @pytest.mark.parametrize("page", [DOCUMENT, bundled("kernels") / "README.md"], ids=lambda path: path.name)
-def test_the_pages_say_that_no_gpu_has_run_them(page: Path) -> None:
+def test_the_pages_say_that_no_jetson_has_run_them(page: Path) -> None:
     """Until one has, both pages say so in bold."""
-    assert re.search(r"\*\*Never run on a GPU by us\.?\*\*", page.read_text(encoding="utf-8"))
+    assert re.search(r"\*\*Never run on a Jetson by us\.?\*\*", page.read_text(encoding="utf-8"))

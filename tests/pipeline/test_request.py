@@ -28,6 +28,7 @@ def test_a_run_of_an_older_version_was_asked_for_the_usual_settings() -> None:
     [
         ("local", "openvino", "measured on this machine's CPU with OpenVINO", True),
         ("local", "tensorrt", "measured on this machine's GPU with TensorRT", False),
+        ("orin", "onnxruntime-cuda", "measured on device orin with ONNX Runtime with CUDA", False),
         ("orin", "onnxruntime", "measured on device orin with ONNX Runtime", False),
         ("simulated", "onnxruntime", "the device is simulated", True),
     ],
@@ -40,3 +41,4 @@ def test_a_report_says_where_it_was_measured(
     add(Device("orin", "ssh://orin"))
     said = limits_of(Request("m.py:net", "digits", HALF, device=device, runtime=runtime))
     assert where in said[0] and no_gpu == any("on a GPU or a Jetson" in line for line in said)
+    assert (runtime == "onnxruntime-cuda") == any("those of launching them" in line for line in said)
