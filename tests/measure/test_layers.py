@@ -65,6 +65,13 @@ def test_a_layer_s_own_name_tells_where_there_is_no_metadata(name: str, nodes: t
     assert EngineLayer(name, onnx=nodes) == layer
 
 
+def test_names_that_a_raw_control_character_parts_are_read() -> None:
+    """As TensorRT 8.6 wrote it on an H200: the separator stands in the text unescaped, which is not JSON."""
+    entry = {"Name": "conv + relu", "LayerType": "CaskConvolution", "Metadata": "[ONNX Layer: conv]#[ONNX Layer: relu]"}
+    (layer,) = layers_from_inspector(json.dumps({"Layers": [entry]}).replace("#", "\x1e"))
+    assert layer.onnx == ("conv", "relu")
+
+
 def test_the_older_build_log_is_read() -> None:
     """Lines written by hand after public logs of TensorRT 8.2, 8.5 and 10."""
     layers = layers_from_log(
