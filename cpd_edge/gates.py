@@ -62,7 +62,7 @@ class Gates:
             passing, read = self.layouts[name]
             where = occupants(read, group)
             if where.size:
-                total += value.double().cpu().view(passing.extent, read.extent).sum(0).numpy()[where].sum(1)
+                total += value.cpu().double().view(passing.extent, read.extent).sum(0).numpy()[where].sum(1)
         return total
 
 

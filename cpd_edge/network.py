@@ -67,11 +67,12 @@ class Network(fx.GraphModule):
         self._ask_for(lambda asked: torch.float64 if asked is torch.float32 else asked)
         return self
 
-    def to(self, *args: Any, **kwargs: Any) -> Network:
-        """As a module's, and where its calls make tensors of their own follows."""
-        super().to(*args, **kwargs)
-        where = next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
-        self._ask_for(lambda asked: where if isinstance(asked, torch.device) else asked)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:
+        """What every move of a module comes to; the calls that make tensors of their own then make them there."""
+        super()._apply(fn, recurse)
+        where = next((t.device for t in (*self.parameters(), *self.buffers())), None)
+        if where is not None:
+            self._ask_for(lambda asked: where if isinstance(asked, torch.device) else asked)
         return self
 
     def _ask_for(self, change: Callable[[Any], Any]) -> None:

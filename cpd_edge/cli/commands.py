@@ -274,7 +274,7 @@ def doctor(
             from cpd_edge.measure.doctor import doctor_there
 
             if gpu:
-                raise UsageError("doctor --gpu checks the machine that it runs on", hint="there: cpd-edge doctor --gpu")
+                raise UsageError("doctor --gpu checks the machine that it runs on", hint="on it: cpd-edge doctor --gpu")
             at = runtime or "onnxruntime"
             there = doctor_there(device, at, progress=lambda fraction, text: progress("doctor", fraction, text))
         show(there, as_json, doctor_there_text)

@@ -17,8 +17,8 @@ import onnx
 
 from cpd_edge.deploy import timing_cache
 from cpd_edge.deploy.build_progress import Progress, progress_monitor
-from cpd_edge.deploy.opset import earlier
 from cpd_edge.deploy.quantize import is_quantised
+from cpd_edge.deploy.readable import OPSET, misfit
 from cpd_edge.deploy.typed import half_precision, matches
 from cpd_edge.deploy.unsupported import refusal, unsupported
 from cpd_edge.errors import CpdError, ModelError, UsageError
@@ -119,7 +119,7 @@ def build_engine(
     Args:
         trt: the runtime's module, `tensorrt` or `tensorrt_rtx`. The caller has seen a driver where it needs one.
         log: the one logger of that module in this process, with lists `errors`, `warnings` and `tables`.
-        model: the network, with one input.
+        model: the network, with one input; for TensorRT before 11 as `readable` makes it.
         spec: what to build.
         name: of the model, for messages.
         cache: file of the timing cache; none is kept without it.
@@ -133,7 +133,8 @@ def build_engine(
     """
     said = _Said()
     weakly = hasattr(trt.BuilderFlag, "FP16")
-    model = _ready(earlier(model), spec, weakly, name, said)
+    _require_readable(trt, model, name)
+    model = _ready(model, spec, weakly, name, said)
     log.clear()
     builder: tensorrt.Builder = trt.Builder(log)
     network: tensorrt.INetworkDefinition = builder.create_network(_creation_flags(trt))
@@ -161,6 +162,16 @@ def build_engine(
     if uses_cache and cache:
         timing_cache.keep(config, cache)
     return Built(bytes(plan), tuple(log.tables), said.settings, (*said.words, *log.warnings), seconds)
+
+
+def _require_readable(trt: Any, model: onnx.ModelProto, name: str) -> None:
+    """Refuses what TensorRT before 10 would take for something else."""
+    late = misfit(model)
+    if late and trt.__name__ != RTX and int(str(trt.__version__).split(".")[0]) < 10:
+        raise ModelError(
+            f"{_title(trt)} reads ONNX up to opset {OPSET}, and {name} has no form there: {late}",
+            hint=f"export it with opset {OPSET}, or build with TensorRT 10 or newer",
+        )
 
 
 def _ready(model: onnx.ModelProto, spec: EngineSpec, weakly: bool, name: str, said: _Said) -> onnx.ModelProto:

@@ -290,9 +290,6 @@ class _Writer:
         scale = np.maximum(scale, np.abs(shift) / (step * 2.0**30)).astype(np.float32)  # else the bias overflows
         scale = np.maximum(scale, np.float32(self.place.scheme.least_scale))
         along = [-1 if d == axis else 1 for d in range(weight.ndim)]
-        if "Conv" in node.op_type and not any(a.name == "kernel_shape" for a in node.attribute):
-            # TensorRT 8 takes a kernel that is no constant to be 1 wide, unless it is told
-            node.attribute.append(helper.make_attribute("kernel_shape", list(weight.shape[2:])))
         integers = np.clip(np.rint(weight / scale.reshape(along)), -most, most).astype(np.int8)
         node.input[1] = (read := self._read(name, i, integers, scale, axis)).output[0]
         yield read

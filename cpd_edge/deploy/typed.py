@@ -62,8 +62,8 @@ def half_precision(model: onnx.ModelProto, fp32_layers: Collection[str] = ()) ->
 
 
 def matches(node: onnx.NodeProto, patterns: Collection[str]) -> bool:
-    """Whether a node's name, or the torch module it comes from, fits one of the patterns."""
-    names = (node.name, scope(node))
+    """Whether a node's name, that of the node whose place it takes, or its torch module fits one of the patterns."""
+    names = (node.name, node.name.rpartition("/")[0], scope(node))
     return any(fnmatch.fnmatchcase(name, pattern) for name in names if name for pattern in patterns)
 
 

@@ -13,7 +13,7 @@ from cpd_edge.distil.state import generators, restore_generators
 from cpd_edge.distil.train import Learnable, Progress, best_device
 from cpd_edge.errors import DataError
 
-STATISTICS = ("running_mean", "running_var")
+_STATISTICS = ("running_mean", "running_var")
 """How the buffers of a norm end."""
 
 
@@ -63,13 +63,13 @@ def recalibrate(
         DataError: the loader gives no batch.
     """
     before = {name: b.clone() for name, b in student.named_buffers()}
-    if not any(name.endswith(STATISTICS) for name in before):
+    if not any(name.endswith(_STATISTICS) for name in before):
         return
     where, mode = torch.device(device or best_device()), student.training
     student.to(where).train()
     try:
         with torch.no_grad(), torch.random.fork_rng([where] if where.type == "cuda" else []):
-            pooled = _pooled(student, loader, batches, before)
+            pooled = _pooled(student, loader, batches, before, where)
     finally:
         student.train(mode).to("cpu")
         _restore(student, before)
@@ -77,12 +77,16 @@ def recalibrate(
 
 
 def _pooled(
-    student: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], batches: int, before: dict[str, Tensor]
+    student: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    batches: int,
+    before: dict[str, Tensor],
+    where: torch.device,
 ) -> dict[str, Tensor]:
     """Mean and variance over all batches, of the norms that ran."""
     found, momentum = list[dict[str, Tensor]](), dict[str, Tensor]()
     for images, _ in islice(loader, batches):
-        images = images.to(next(student.buffers()).device)
+        images = images.to(where)
         found.append(_forward_from(0.0, student, images, before))
         if not momentum:
             moved = _forward_from(1.0, student, images, before)
@@ -102,13 +106,13 @@ def _pooled(
 def _forward_from(start: float, student: nn.Module, images: Tensor, before: dict[str, Tensor]) -> dict[str, Tensor]:
     """Statistics, in double, that one forward leaves when they start from a constant."""
     _restore(student, before)
-    statistics = {name: b for name, b in student.named_buffers() if name.endswith(STATISTICS)}
+    statistics = {name: b for name, b in student.named_buffers() if name.endswith(_STATISTICS)}
     for buffer in statistics.values():
         buffer.fill_(start)
     state = generators()
     student(images)
     restore_generators(state)
-    return {name: buffer.double() for name, buffer in statistics.items()}
+    return {name: buffer.cpu().double() for name, buffer in statistics.items()}
 
 
 def _restore(student: nn.Module, values: dict[str, Tensor]) -> None:

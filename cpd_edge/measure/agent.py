@@ -864,10 +864,14 @@ class Cuda:
                 "missing", "the device has no NVIDIA driver that starts", "TensorRT runs on NVIDIA GPUs alone"
             )
         wheels = [os.path.join(folder, "") for path in sys.path for folder in glob.glob(path + "/nvidia/*/lib")]
-        found = [self.loaded(folder + name) for folder in (*self.FOLDERS, *wheels) for name in self.NAMES]
+        found = (self.loaded(folder + name) for folder in (*self.FOLDERS, *wheels) for name in self.NAMES)
         self.library = next((library for library in found if library is not None), None)
         if self.library is None:
-            raise Trouble("missing", "CUDA's runtime (libcudart) is not found on the device", "there: pip install cuda")
+            raise Trouble(
+                "missing",
+                "CUDA's runtime (libcudart) is not found on the device",
+                "there: pip install nvidia-cuda-runtime-cu12",
+            )
         self.taken: list[ctypes.c_void_p] = []
         self.stream = ctypes.c_void_p()
         self.call("cudaStreamCreate", ctypes.byref(self.stream))
@@ -1067,8 +1071,7 @@ class BuiltEngine:
 
     def kind(self, name: str) -> Any:
         """NumPy's type of a tensor. TensorRT's own answer needs a NumPy as old as itself."""
-        told = self.engine.get_tensor_dtype(name)
-        word = getattr(told, "name", str(told))
+        word = self.engine.get_tensor_dtype(name).name
         return self.numpy.dtype({"FLOAT": "float32", "HALF": "float16"}.get(word, word.lower()))
 
     def size(self, name: str) -> int:

@@ -364,7 +364,7 @@ def _recorder(trt: Any) -> Any:
 
 def _numpy_type(told: Any) -> np.dtype[Any]:
     """NumPy's type for one of TensorRT's, whose own answer needs a NumPy as old as itself."""
-    word = getattr(told, "name", str(told))
+    word = str(told.name)
     return np.dtype({"FLOAT": "float32", "HALF": "float16"}.get(word, word.lower()))
 
 

@@ -30,7 +30,7 @@ STATE = (
 )  # fmt: skip
 """What an environment says of the machine."""
 STATE_S = 5.0
-"""How long what was read of the machine holds."""
+"""How long at most what was read of the machine holds."""
 
 
 def capture(

@@ -82,7 +82,8 @@ class Session:
             DeviceError: the answer is a failure.
         """
         self._number += 1
-        self.link.send({**fields, "do": do, "id": self._number})
+        with contextlib.suppress(LinkLost):  # what it said before it went is still to be received, and then its loss
+            self.link.send({**fields, "do": do, "id": self._number})
         while True:
             message = self.link.receive(timeout_s)
             if message.get("re") == self._number:

@@ -14,8 +14,8 @@ from cpd_edge import store
 from cpd_edge.deploy import timing_cache
 from cpd_edge.deploy.calibrate import calibration
 from cpd_edge.deploy.engine import RTX, Built, EngineSpec, build_engine
-from cpd_edge.deploy.opset import earlier
 from cpd_edge.deploy.quantize import TENSORRT, calibrate, is_quantised, quantise
+from cpd_edge.deploy.readable import readable
 from cpd_edge.deploy.typed import matches, scope
 from cpd_edge.errors import DataError, ModelError, StoreError, UsageError
 from cpd_edge.measure import stats
@@ -67,11 +67,13 @@ def build(
         CpdError: bad input, a missing runtime or driver, refused operators, a failed build.
     """
     trt = runtime_module(runtime)
-    proto, digest = _read(model)
+    proto, digest = read_model(model)
     gpu = _target_gpu(trt, spec)
     spec = _spec_for(trt, spec, gpu)
     if spec.precision.startswith("int8") and images is not None and not is_quantised(proto):
         proto = _quantised(proto, images, progress)
+    if hasattr(trt.BuilderFlag, "FP16"):  # one that takes types from the file reads it as it is exported
+        proto = readable(proto)
     name = gpu.name if gpu else spec.arch
     if power_mode is None:
         power_mode = "" if spec.arch else str(state().get("power_mode", ""))
@@ -237,13 +239,10 @@ def time_by_tool(
 
 
 def _readable(model: Path, folder: Path) -> Path:
-    """The file, or one in `folder` in forms that every TensorRT reads."""
-    proto = _read(model)[0]
-    made = earlier(proto)
-    if made is proto:
-        return model
-    store.write_bytes(folder / model.name, made.SerializeToString())
-    return folder / model.name
+    """A file in `folder` that every TensorRT reads."""
+    made = folder / f"{model.stem}.readable.onnx"
+    store.write_bytes(made, readable(read_model(model)[0]).SerializeToString())
+    return made
 
 
 def open_runner(path: Path, *, threads: int = 1, batch: int = 1, **options: Any) -> Runner:
@@ -277,8 +276,12 @@ def node_names(model: onnx.ModelProto) -> dict[str, str]:
     return found
 
 
-def _read(model: Path) -> tuple[onnx.ModelProto, str]:
-    """An ONNX file with its hash; weights beside it are read as well, and count."""
+def read_model(model: Path) -> tuple[onnx.ModelProto, str]:
+    """An ONNX file with its hash; weights beside it are read as well, and count.
+
+    Raises:
+        DataError, ModelError: it is not there, or is no complete ONNX file.
+    """
     if not model.is_file():
         raise DataError(f"no model at {model}", hint="give an ONNX file, such as RUN/pruned.onnx")
     damaged = importlib.import_module("google.protobuf.message").DecodeError
@@ -389,4 +392,7 @@ def _stage(progress: Progress | None, stage: str) -> Callable[[float, str], None
     return lambda fraction, text: tell(stage, fraction, text)
 
 
-__all__ = ["build", "compare_engines", "import_exports", "node_names", "open_runner", "precision_notes", "time_by_tool"]
+__all__ = [
+    "build", "compare_engines", "import_exports", "node_names", "open_runner", "precision_notes", "read_model",
+    "time_by_tool",
+]  # fmt: skip

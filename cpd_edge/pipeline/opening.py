@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from cpd_edge.deploy.engine import EngineSpec
-from cpd_edge.deploy.opset import earlier
+from cpd_edge.deploy.readable import readable
 from cpd_edge.deploy.timing_cache import cache_folder
 from cpd_edge.deploy.typed import half_precision
 from cpd_edge.measure.devices import LOCAL
@@ -25,7 +25,7 @@ from cpd_edge.measure.engine_runner import EngineRunner, runtime_module
 from cpd_edge.measure.environment import state
 from cpd_edge.measure.remote import UntypedModel, device_runner
 from cpd_edge.measure.runtimes import TENSORRT, ModelRunner
-from cpd_edge.pipeline.engines import build
+from cpd_edge.pipeline.engines import build, read_model
 from cpd_edge.store import held, write_bytes
 
 KEEP_BYTES = 4 << 30
@@ -61,10 +61,9 @@ def open_model(
     options: dict[str, Any] = {"threads": threads, "batch": batch, "profile": profile, "precision": precision}
     if runtime != TENSORRT:
         return device_runner(device, runtime, model, **options)
-    data = model if isinstance(model, bytes) else model.read_bytes()
-    proto = earlier(onnx.load_from_string(data))
+    proto = onnx.load_from_string(model) if isinstance(model, bytes) else read_model(model)[0]
     try:
-        return device_runner(device, runtime, proto.SerializeToString(), **options)
+        return device_runner(device, runtime, readable(proto).SerializeToString(), **options)
     except UntypedModel:  # which that device alone knows, once it is asked
         typed = half_precision(proto).model.SerializeToString()
         return device_runner(device, runtime, bytes(typed), typed=True, **options)

@@ -95,18 +95,19 @@ def scores(combed: Combed, task: Task | None, request: Request) -> Importance:
     if request.score == "magnitude":
         return magnitude(combed.network.state_dict(), combed.groups)
     assert task is not None
-    with torch.random.fork_rng(devices=[]):  # the fisher score draws labels
+    where = best_device()
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):  # the fisher score draws labels
         torch.manual_seed(request.seed)
         loader = task.train_loader(BIG_BATCH, request.seed)
         if request.score == "taylor":
-            return taylor(combed, loader, task.loss, request.calibration_batches, device=best_device())
+            return taylor(combed, loader, task.loss, request.calibration_batches, device=where)
         return taylor(
             combed,
             loader,
             lambda outputs, targets: task.own_loss(outputs, targets, request.temperature),
             request.calibration_batches,
             lambda outputs, reference, targets: task.divergence(outputs, reference, targets, request.temperature),
-            best_device(),
+            where,
         )
 
 

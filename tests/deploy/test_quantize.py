@@ -86,13 +86,6 @@ def test_weighted_operators_read_int8_and_write_floats() -> None:
     assert np.abs(run(done, IMAGES, exactly=True) - wanted).max() < 0.03 * np.abs(wanted).max()
 
 
-def test_a_quantised_kernel_says_its_shape() -> None:
-    """TensorRT 8.6 takes a kernel that is no constant for one of size 1 otherwise, and refuses the model."""
-    model = onnx.load_from_string(tiny_model(size=16))
-    nodes = [node for node in quantised(model).graph.node if node.op_type == "Conv"]
-    assert nodes and [[list(a.ints) for a in n.attribute if a.name == "kernel_shape"] for n in nodes] == [[[3, 3]]] * 3
-
-
 def test_the_given_model_is_left_alone_and_so_is_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given a model in memory, the tool underneath moves its weights to files beside it."""
     monkeypatch.chdir(tmp_path)

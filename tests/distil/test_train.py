@@ -201,7 +201,7 @@ def test_recalibrated_statistics_are_those_of_the_data(task: Task, traced: bool,
     buffers = dict(model.named_buffers())
     buffers["1.running_mean"].fill_(9)
     buffers["1.running_var"].fill_(5)
-    recalibrate(model, batches, 3)
+    recalibrate(model, batches, 3, "cpu")
     assert torch.allclose(buffers["1.running_mean"], features.mean((0, 2, 3)), atol=1e-4)
     assert torch.allclose(buffers["1.running_var"], features.var((0, 2, 3)), rtol=5e-3)
 
@@ -213,7 +213,7 @@ def test_recalibration_changes_nothing_else(task: Task) -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    recalibrate(model, task.val_loader(20), 2)
+    recalibrate(model, task.val_loader(20), 2, "cpu")
     assert torch.equal(torch.rand(2), expected) and not model.training
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
 

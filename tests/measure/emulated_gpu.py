@@ -182,8 +182,8 @@ def emulated_tensorrt(
         def get_tensor_mode(self, name: str) -> str:
             return "out" if name == "logits" else "in"
 
-        def get_tensor_dtype(self, name: str) -> str:
-            return "float32"
+        def get_tensor_dtype(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(name="FLOAT")
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             return (-1, 3, 8, 8)

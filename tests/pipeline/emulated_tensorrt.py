@@ -171,8 +171,8 @@ def emulated_tensorrt(cuda: EmulatedCuda) -> Any:
         def get_tensor_mode(self, name: str) -> str:
             return "in" if name == self.names[0] else "out"
 
-        def get_tensor_dtype(self, name: str) -> str:
-            return "float32"
+        def get_tensor_dtype(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(name="FLOAT")
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             dims = self.model.graph.input[0].type.tensor_type.shape.dim

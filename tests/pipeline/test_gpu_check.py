@@ -72,6 +72,19 @@ def test_what_does_not_hold_is_failed_and_named(
     assert "of the largest, -1 is allowed" in row["reason"]
 
 
+def test_what_nobody_foresaw_fails_one_check_and_no_other(
+    emulated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A binding that has another name on a device is a result."""
+
+    def surprised(bench: gpu_check.Bench) -> dict[str, object]:
+        raise AttributeError("no attribute 'set_input_shape'")
+
+    monkeypatch.setattr(gpu_check, "CHECKS", {"driver": surprised, "packages": gpu_check.packages})
+    states = [(row["state"], row["reason"]) for row in gpu_check.gpu_check(tmp_path / "out.json")["checks"]]
+    assert states == [("failed", "AttributeError: no attribute 'set_input_shape'"), ("passed", "")]
+
+
 def test_a_check_that_ends_the_process_is_named_in_the_file(
     emulated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

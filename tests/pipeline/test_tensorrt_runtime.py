@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from cli.shell import Shell
 from measure.emulated_gpu import ORIN
 from pipeline.emulated_tensorrt import TOGETHER, ComputingCuda, emulated_tensorrt, latency_ms
 
-from cpd_edge.errors import RuntimeMissing
+from cpd_edge.deploy.engine import EngineSpec
+from cpd_edge.errors import ModelError, RuntimeMissing
 from cpd_edge.intake.models import RandomWeightsWarning, load_model
 from cpd_edge.measure import engine_runner
 from cpd_edge.measure.driver import find_gpu
@@ -50,6 +52,28 @@ def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ComputingCuda:
         monkeypatch.setattr(module, "require_gpu", lambda purpose: ORIN)
     monkeypatch.setenv("CPD_EDGE_CACHE", str(tmp_path / "cache"))
     return device
+
+
+def test_a_builder_with_flags_is_given_the_forms_of_opset_17(subject: Subject, cuda: ComputingCuda) -> None:
+    """What it reads is what every TensorRT reads, though the file that is shipped is of a later opset."""
+    with contextlib.closing(open_model("local", "tensorrt", subject.build(subject.widths))):
+        built = [onnx.load_from_string(data) for data in sys.modules["tensorrt"].builds]
+    shipped = onnx.load_from_string(subject.build(subject.widths))
+    opsets = [entry.version for model in (shipped, *built) for entry in model.opset_import if not entry.domain]
+    assert opsets[0] > 17 and set(opsets[1:]) == {17}
+    assert {len(node.input) for node in built[0].graph.node if node.op_type == "ReduceMean"} == {1}
+
+
+def test_an_old_builder_is_not_given_what_it_would_misread(cuda: ComputingCuda, tmp_path: Path) -> None:
+    """TensorRT 8 takes a later form for an earlier one; 10 says for itself what it does not take."""
+    late = onnx.helper.make_node("Pad", ["x", "pads"], ["y"], "wrapped", mode="wrap")
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for name in "xy"]
+    pads = onnx.numpy_helper.from_array(np.zeros(8, np.int64), "pads")
+    graph = onnx.helper.make_graph([late], "g", values[:1], values[1:], [pads])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)]), tmp_path / "late.onnx")
+    sys.modules["tensorrt"].__version__ = "8.6.1"
+    with pytest.raises(ModelError, match=r"reads ONNX up to opset 17, and .* has no form there: wrapped \(Pad\)"):
+        engines.build(tmp_path / "late.onnx", "tensorrt", EngineSpec())
 
 
 def measured(subject: Subject, cuda: ComputingCuda, folder: Path, samples: int = 16) -> LatencyTable:

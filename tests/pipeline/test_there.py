@@ -40,7 +40,7 @@ def test_doctor_says_what_a_device_is_and_what_it_can_tell_apart(shell: Shell, t
     [
         (("--device", "nobody"), "cpd-edge devices add"),
         (("--device", "gone", "--runtime", "openvino"), "other devices run"),
-        (("--device", "gone", "--gpu"), "there: cpd-edge doctor --gpu"),
+        (("--device", "gone", "--gpu"), "on it: cpd-edge doctor --gpu"),
         (("--device", "simulated"), "arithmetic"),
         (("--runtime", "tensorrt"), "this machine: cpd-edge doctor"),
     ],
