@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from cpd_edge.errors import CpdError
@@ -41,8 +40,6 @@ PLAN_STEPS = {1: 0.15, 4: 0.2, 8: 0.25, 16: 0.4}
 is seen at such widths alone: the fit gets more of them than plans have."""
 LEFT_OUT = 0.15
 """Share of branches that a held-out plan lacks."""
-LEVELLED, SPREAD = 3, 0.15
-"""One of so many fit samples has its widths about one level, as plans have them, with this standard deviation."""
 TARGET_MEDIAN, TARGET_P90 = 0.02, 0.05
 """Sampling ends early once held-out errors are inside both."""
 
@@ -62,23 +59,20 @@ def draws(
 ) -> tuple[Draw, ...]:
     """What to measure, in order: the dense and the smallest network, then fit samples with held-out ones between.
 
-    Fit samples are a Latin hypercube, so every group visits every part of its range, and between them networks that
-    are small, or large, all over: what a whole engine gains from that is seen in no other. Held-out ones are plans: one
-    level for the network, spread over groups, some branches (groups of one unit) left out; what is fitted has all of
-    them.
+    Fit samples are a Latin hypercube, so every group visits every part of its range. Held-out ones are plans: one share
+    for the network, spread over groups, some branches (groups of one unit) left out; what is fitted has all of them.
     """
     rng = np.random.default_rng(seed)
     strata = max(samples - 2, 1)
-    levelled = strata // LEVELLED
-    share = {g: _strata(strata - levelled, rng) for g in groups}
-    about = [{g: float(np.clip(s + rng.normal(0, SPREAD), 0.02, 1)) for g in groups} for s in _strata(levelled, rng)]
-    apart = [{g: float(share[g][i]) for g in groups} for i in range(strata - levelled)]
-    shares = [about.pop() if i % LEVELLED == LEVELLED - 1 else apart.pop() for i in range(strata)]
-    fit = [Draw({g: _rounded(n, s[g], rng, FIT_STEPS) for g, n in groups.items()}, False) for s in shares]
+    share = {g: (rng.permutation(strata) + rng.uniform(size=strata)) / strata for g in groups}
+    fit = [
+        Draw({g: _rounded(n, float(share[g][i]), rng, FIT_STEPS) for g, n in groups.items()}, False)
+        for i in range(strata)
+    ]
     plans = []
     for _ in range(holdout):
         level = rng.uniform(0.25, 0.95)
-        spread = {g: float(np.clip(level + rng.normal(0, SPREAD), 0.05, 1)) for g in groups}
+        spread = {g: float(np.clip(level + rng.normal(0, 0.15), 0.05, 1)) for g in groups}
         widths = {g: _rounded(n, spread[g], rng, PLAN_STEPS) for g, n in groups.items()}
         plans.append(Draw(widths | {g: int(rng.uniform() > LEFT_OUT) for g, n in groups.items() if n == 1}, True))
     mixed: list[Draw] = []
@@ -89,11 +83,6 @@ def draws(
             mixed.append(plans.pop(0))
     ends = [Draw(dict(groups), False), Draw(dict.fromkeys(groups, 1), False)]
     return (*ends[: max(samples, 1)], *(mixed if samples > 2 else []), *plans)
-
-
-def _strata(count: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """One number of each of `count` equal parts of 0 to 1, in random order."""
-    return (rng.permutation(count) + rng.uniform(size=count)) / max(count, 1)
 
 
 def _rounded(units: int, share: float, rng: np.random.Generator, steps: Mapping[int, float]) -> int:
