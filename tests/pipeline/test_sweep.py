@@ -65,11 +65,12 @@ def test_one_table_serves_all_points(swept: Path, shell: Shell) -> None:
 
 
 def test_a_point_begins_with_the_student_before_it(swept: Path) -> None:
-    """What the wider budget removed stays removed, and the record says where the run began."""
-    assert Run(swept / "1.5x").record["start"] == "swept/1.2x"
+    """What the wider budget removed stays removed, and more goes, unless on this machine what is left is fast enough."""
+    tighter = Run(swept / "1.5x").record
+    assert tighter["start"] == "swept/1.2x"
     wide, tight = (read_json(swept / p / "plan.json")["keep"] for p in ("1.2x", "1.5x"))
     assert all(set(tight[group]) <= set(wide[group]) for group in wide)
-    assert sum(map(len, tight.values())) < sum(map(len, wide.values()))
+    assert sum(map(len, tight.values())) < sum(map(len, wide.values())) or tighter["verdict"] == "PASS"
 
 
 def test_a_budget_that_cannot_be_met_is_a_point_that_says_so(swept: Path, lives: list[Done]) -> None:
