@@ -65,7 +65,7 @@ def test_one_table_serves_all_points(swept: Path, shell: Shell) -> None:
 
 
 def test_a_point_begins_with_the_student_before_it(swept: Path) -> None:
-    """What the wider budget removed stays removed, and more goes, unless on this machine what is left is fast enough."""
+    """What the wider budget removed stays removed, and more goes, unless what is left is fast enough already."""
     tighter = Run(swept / "1.5x").record
     assert tighter["start"] == "swept/1.2x"
     wide, tight = (read_json(swept / p / "plan.json")["keep"] for p in ("1.2x", "1.5x"))
