@@ -32,7 +32,7 @@ SWEEP = ("sweep", *PRUNE[1:], *QUICK, "--profiles", "swept-tables", "--out", "sw
 @pytest.fixture(scope="module")
 def lives(shell: Shell) -> list[Done]:
     """One budget; then two more, killed in the second one's training; then the rest. The last cannot be met."""
-    more = ("--speedups", "500,1.5,1.2", "--resume")
+    more = ("--speedups", "500,2,1.2", "--resume")
     return [
         shell(*SWEEP, "--speedups", "1.2"),
         shell(*SWEEP, *more, kill_at=("distil", 1)),
@@ -51,7 +51,7 @@ def test_a_killed_sweep_goes_on(lives: list[Done], swept: Path) -> None:
     """The first point stays as it was, the interrupted one is finished, and budgets are added on the way."""
     assert [d.code for d in lives[1:]] == [-signal.SIGKILL, 1]
     assert [p["point"] for p in lives[0].json["points"]] == ["1.2x"]
-    assert [p["point"] for p in lives[-1].json["points"]] == ["1.2x", "1.5x", "500x"]
+    assert [p["point"] for p in lives[-1].json["points"]] == ["1.2x", "2x", "500x"]
     first = {k: v for k, v in lives[0].json["points"][0].items() if k != "front"}
     assert first == {k: v for k, v in lives[-1].json["points"][0].items() if k != "front"}
     assert lives[-1].json == read_json(swept / "sweep.json")
@@ -59,18 +59,17 @@ def test_a_killed_sweep_goes_on(lives: list[Done], swept: Path) -> None:
 
 def test_one_table_serves_all_points(swept: Path, shell: Shell) -> None:
     """The network is measured once: every point was solved on the same table, and only the first one profiled."""
-    assert len({(swept / p / "table.json").read_bytes() for p in ("1.2x", "1.5x")}) == 1
-    assert "profile" in Run(swept / "1.2x").record["seconds"] and "profile" not in Run(swept / "1.5x").record["seconds"]
+    assert len({(swept / p / "table.json").read_bytes() for p in ("1.2x", "2x")}) == 1
+    assert "profile" in Run(swept / "1.2x").record["seconds"] and "profile" not in Run(swept / "2x").record["seconds"]
     assert len(list(shell.folder.glob("swept-tables/**/table.json"))) == 1
 
 
 def test_a_point_begins_with_the_student_before_it(swept: Path) -> None:
-    """What the wider budget removed stays removed, and more goes, unless what is left is fast enough already."""
-    tighter = Run(swept / "1.5x").record
-    assert tighter["start"] == "swept/1.2x"
-    wide, tight = (read_json(swept / p / "plan.json")["keep"] for p in ("1.2x", "1.5x"))
+    """What the wider budget removed stays removed, and the record says where the run began."""
+    assert Run(swept / "2x").record["start"] == "swept/1.2x"
+    wide, tight = (read_json(swept / p / "plan.json")["keep"] for p in ("1.2x", "2x"))
     assert all(set(tight[group]) <= set(wide[group]) for group in wide)
-    assert sum(map(len, tight.values())) < sum(map(len, wide.values())) or tighter["verdict"] == "PASS"
+    assert sum(map(len, tight.values())) < sum(map(len, wide.values()))
 
 
 def test_a_budget_that_cannot_be_met_is_a_point_that_says_so(swept: Path, lives: list[Done]) -> None:
@@ -85,12 +84,12 @@ def test_a_budget_that_cannot_be_met_is_a_point_that_says_so(swept: Path, lives:
 def test_the_pages_hold_every_point(swept: Path) -> None:
     """HTML, Markdown, SVG and CSV say the same points; the drawing is well-formed and stands alone."""
     rows = list(csv.DictReader(io.StringIO((swept / "sweep.csv").read_text())))
-    assert [r["point"] for r in rows] == ["1.2x", "1.5x", "500x"]
+    assert [r["point"] for r in rows] == ["1.2x", "2x", "500x"]
     assert float(rows[0]["latency_low_ms"]) <= float(rows[0]["latency_ms"]) <= float(rows[0]["latency_high_ms"])
     assert rows[2]["latency_ms"] == ""
     drawn = ET.fromstring((swept / "sweep.svg").read_text())
     assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
-    assert {t.text for t in drawn.iter("{http://www.w3.org/2000/svg}text")} >= {"1.2x", "1.5x", "dense"}
+    assert {t.text for t in drawn.iter("{http://www.w3.org/2000/svg}text")} >= {"1.2x", "2x", "dense"}
     assert all(name in (swept / page).read_text() for page in ("sweep.html", "sweep.md") for name in ("1.2x", "500x"))
 
 
@@ -102,7 +101,7 @@ def test_python_goes_on_with_the_same_sweep(
     before = {p: p.stat().st_mtime_ns for p in swept.glob("*/*.onnx")}
     settings = {"steps": 1, "epochs": 0.5, "samples": 8, "rounds": 2, "profiles": "swept-tables"}
     found = cpd_edge.sweep(
-        "mine.py:make_net", "mine.py:make_data", speedups=[1.2, 1.5, 500], out="swept", resume=True, **settings
+        "mine.py:make_net", "mine.py:make_data", speedups=[1.2, 2, 500], out="swept", resume=True, **settings
     )
     assert found.record == lives[-1].json and found.verdict == "FAIL" and found.report.is_file()
     assert before == {p: p.stat().st_mtime_ns for p in swept.glob("*/*.onnx")}
