@@ -41,6 +41,28 @@ def test_what_the_profiler_adds_is_taken_off() -> None:
         assert table.region_ms(region.name, widths) == pytest.approx(truth_ms(region, widths), rel=0.15, abs=0.005)
 
 
+def test_a_machine_at_half_its_pace_now_and_then_leaves_the_table_as_it_is() -> None:
+    """What drifts is the whole, the regions and the rest alike."""
+    found = measured(Device(noise=0.01, profiler_ms=0.02), samples=24).samples
+    steady = [replace(s, rest_ms=0.05, total_ms=s.total_ms + 0.05) for s in found]
+    table = LatencyTable.fitted(KEY, GROUPS, REGIONS, steady)
+    slow = [
+        replace(
+            s, ms={n: 2 * ms for n, ms in s.ms.items()}, rest_ms=2 * s.rest_ms, total_ms=2 * s.total_ms,
+            dense_ms=2 * s.dense_ms,
+        )
+        if i % 3 == 1
+        else s
+        for i, s in enumerate(table.samples)
+    ]  # fmt: skip
+    again = LatencyTable.fitted(KEY, GROUPS, REGIONS, slow)
+    pace = np.median([s.dense_ms for s in slow]) / np.median([s.dense_ms for s in table.samples])
+    assert again.fixed_ms == pytest.approx(pace * table.fixed_ms, rel=1e-6)
+    for region in REGIONS:
+        there = pace * table.region_ms(region.name, {"a": 16, "b": 32, "c": 32, "d": 48})
+        assert again.region_ms(region.name, {"a": 16, "b": 32, "c": 32, "d": 48}) == pytest.approx(there, rel=1e-6)
+
+
 def test_the_staircase_is_found() -> None:
     """A region's latency is flat inside a block of 16 and steps at its end, as the runtime's is."""
     table = measured(Device(), samples=48)
