@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from cpd_edge.errors import RuntimeMissing
 from cpd_edge.measure import ssh
 from cpd_edge.measure.devices import Device
 from cpd_edge.measure.doctor import tiny_model
-from cpd_edge.measure.ssh import DeviceError, Link
+from cpd_edge.measure.ssh import DeviceError, Link, LinkLost
 from cpd_edge.measure.station import Session, Station
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the device's side runs on Linux")
@@ -104,6 +104,19 @@ def test_a_python_that_is_too_old_is_named(python: str, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"3\.[67]\.\d+\n.*3\.8 or newer") as caught, session(tmp_path, python):
         pass
     assert "old-python" == caught.value.name
+
+
+def test_what_an_agent_said_before_it_went_is_read(tmp_path: Path) -> None:
+    """It may have gone before the first command is sent, and it has said why."""
+
+    class Went(Link):
+        def send(self, message: Mapping[str, Any]) -> None:
+            raise LinkLost("Broken pipe")
+
+    said = json.dumps({"gone": {"error": "old-python", "message": "python3 on the device is 3.7.1", "hint": ""}})
+    command = [sys.executable, "-c", f"import sys; sys.stdin.buffer.read(1); print({said!r})"]
+    with pytest.raises(DeviceError, match=r"is 3\.7\.1\n.*3\.8 or newer"):
+        Session(device(tmp_path), lambda _: None, lambda where: Went(where.address, command))
 
 
 def test_it_runs_as_a_file_too(tmp_path: Path) -> None:
