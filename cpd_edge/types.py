@@ -271,6 +271,42 @@ class Region:
     within: tuple[str, ...] = ()
     geometry: str = ""
 
+    @property
+    def dense_elements(self) -> tuple[float, float]:
+        """Elements of the first tensor read and of the first one written, as `geometry` has them; else 0."""
+        ends = self.geometry.rpartition(" ")[2].split(">")
+        return (_elements(ends[0]), _elements(ends[1])) if len(ends) == 2 else (0.0, 0.0)
+
+
+def _elements(shapes: str) -> float:
+    """Elements of the first of some shapes: `1x64x56x56,64x64x3x3`."""
+    extents = shapes.partition(",")[0].split("x")
+    return float(math.prod(map(int, extents))) if all(map(str.isdigit, extents)) else 0.0
+
+
+@dataclass(frozen=True)
+class Bend:
+    """How a whole follows from the sum of its parts: `anchor · (sum / anchor)^exponent`, at the anchor the sum itself.
+
+    Kernels of a large network run slower than the same kernels in a small one: each finds less of its memory in the
+    caches. Any whole is known by its sum, so what bounds the one bounds the other.
+
+    Attributes:
+        exponent: 1 where parts simply add up.
+        anchor: where sum and whole are equal, above 0.
+    """
+
+    exponent: float = 1.0
+    anchor: float = 1.0
+
+    def whole(self, total: Any) -> Any:
+        """The whole of a sum, or of an array of sums."""
+        return total if self.exponent == 1 else self.anchor * (total / self.anchor) ** self.exponent
+
+    def total(self, whole: Any) -> Any:
+        """Inverse of `whole`."""
+        return whole if self.exponent == 1 else self.anchor * (whole / self.anchor) ** (1 / self.exponent)
+
 
 @dataclass(frozen=True)
 class Amount:

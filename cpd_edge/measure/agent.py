@@ -575,16 +575,24 @@ class Worker:
         return {}
 
     def do_visits(
-        self, seq: int, order: list[int], most: int, left_ns: int, block_ns: int, period_ns: int | None
+        self,
+        seq: int,
+        order: list[int],
+        most: int,
+        left_ns: int,
+        block_ns: int,
+        period_ns: int | None,
+        leads: list[int],
+        lead_ns: int,
     ) -> JSON:
         """Blocks of each engine in turn; every visit is in the log before the next one begins."""
-        engines = [self.engines[number] for number in order]
+        engines = [(self.engines[number], lead) for number, lead in zip(order, leads)]
         gc.collect()
         gc.disable()
         begin, switches, visits = time.perf_counter_ns(), involuntary(), 0
         try:
             while True:
-                blocks = [block(engine.run, block_ns, period_ns) for engine in engines]
+                blocks = [block(engine.run, block_ns, period_ns, lead, lead_ns) for engine, lead in engines]
                 elapsed_ns = time.perf_counter_ns() - begin
                 append(self.path("answers"), {"seq": seq, "kind": "visit", "visit": visits, "blocks": blocks})
                 visits += 1
@@ -642,11 +650,16 @@ class Worker:
         return {"dtype": str(found.dtype), "shape": list(found.shape), "data": data}
 
 
-def block(run: Any, block_ns: int, period_ns: int | None) -> list[list[int]]:
-    """Latencies and starts of one block, at least one inference long [ns]."""
+def block(run: Any, block_ns: int, period_ns: int | None, lead: int, lead_ns: int) -> list[list[int]]:
+    """Latencies and starts of one block, at least one inference long, after a lead-in that does not count [ns]."""
     clock = time.perf_counter_ns
     samples: list[int] = []
     starts: list[int] = []
+    begun = clock()
+    for _ in range(lead):
+        run()
+        if clock() - begun >= lead_ns:
+            break
     end = clock() + block_ns
     while True:
         await_frame(period_ns)

@@ -24,7 +24,7 @@ from cpd_edge.measure.providers import provider_name, runtime_name
 from cpd_edge.measure.runners import RING, Kernel, KernelTimes, _kernels
 from cpd_edge.measure.runtimes import ModelRunner, model_runner
 from cpd_edge.measure.simulated_runtime import SimulatedRuntime
-from cpd_edge.measure.site import Block, Pace, Runs, Visits
+from cpd_edge.measure.site import LEAD_NS, Block, Pace, Runs, Visits
 from cpd_edge.measure.ssh import DeviceError
 from cpd_edge.measure.station import Station, station
 
@@ -66,6 +66,8 @@ class RemoteSite:
             left_ns=left_ns,
             block_ns=pace.block_ns,
             period_ns=pace.period_ns,
+            leads=pace.leads(order),
+            lead_ns=LEAD_NS,
         )
         if len(visits) != done["visits"]:
             raise DeviceError(

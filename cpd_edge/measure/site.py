@@ -45,12 +45,28 @@ class Runs(Interface):
         """One inference, finished when this returns."""
 
 
+LEAD_NS = 100_000_000
+"""No inference of a lead-in begins after so long: a slow network needs fewer, for it fits no cache anyway."""
+
+
 @dataclass(frozen=True)
 class Pace:
-    """How inferences follow each other: blocks of `block_ns`, one inference per `period_ns` if that is given."""
+    """How inferences follow each other.
+
+    Attributes:
+        block_ns: length of a block, at least one inference.
+        period_ns: one inference per period, or back to back.
+        lead: inferences that come before a block and do not count, where another engine ran before: that one has
+            taken the caches, and an engine is to be timed as it runs alone.
+    """
 
     block_ns: int
     period_ns: int | None = None
+    lead: int = 0
+
+    def leads(self, order: Sequence[object]) -> list[int]:
+        """Lead-in of each block of a visit: none where the engine itself was the last to run."""
+        return [self.lead * (engine is not order[i - 1]) for i, engine in enumerate(order)]
 
 
 @dataclass(frozen=True)
@@ -131,9 +147,9 @@ class Here:
         """See `Site`."""
         blocks: list[Block] = []
         before, switches = self._before, self._switches()
-        elapsed_ns = 0
+        leads, elapsed_ns = pace.leads(order), 0
         for _ in range(most):
-            blocks += [self._block(runner, pace) for runner in order]
+            blocks += [self._block(runner, pace, lead) for runner, lead in zip(order, leads, strict=True)]
             elapsed_ns = self._clock() - before
             if elapsed_ns >= left_ns:
                 break
@@ -150,11 +166,16 @@ class Here:
             out[i] = self._clock() - start
         return out
 
-    def _block(self, runner: Runs, pace: Pace) -> Block:
-        """One block: back to back for the block's length, at least once."""
+    def _block(self, runner: Runs, pace: Pace, lead: int) -> Block:
+        """One block: back to back for the block's length, at least once, after a lead-in."""
         clock, run = self._clock, runner.run
         samples: list[int] = []
         starts: list[int] = []
+        begun = clock()
+        for _ in range(lead):
+            run()
+            if clock() - begun >= LEAD_NS:
+                break
         end = clock() + pace.block_ns
         while True:
             self._await_frame(pace)

@@ -254,6 +254,8 @@ def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> 
 
     at = {g: widths.get(g, n) for g, n in subject.widths.items()}
     together = {name: names if name == names[0] else () for names in table.fused for name in names}
+    predicted_ms = table.predict(at)
+    pace = predicted_ms / table.bend.total(predicted_ms)
     rows = [
         {
             "name": r.name, "op": r.op, "fqn": r.fqn,
@@ -261,7 +263,7 @@ def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> 
             "pruned_in": size(r.reads, widths) if stays(r) else 0,
             "pruned_out": size(r.writes, widths) if stays(r) else 0,
             "dense_ms": times["dense"].get(r.name, 0.0), "pruned_ms": times["pruned"].get(r.name, 0.0),
-            "predicted_ms": sum(table.region_ms(name, at) for name in together.get(r.name, (r.name,))),
+            "predicted_ms": pace * sum(table.region_ms(name, at) for name in together.get(r.name, (r.name,))),
         }
         for r in subject.regions
     ]  # fmt: skip

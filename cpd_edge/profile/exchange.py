@@ -30,7 +30,7 @@ OF_THE_TABLE = {
     "signature": TEXT, "environment": DATA, "groups": DATA, "fused": DATA, "seconds": REAL,
 }  # fmt: skip
 OF_THE_SAMPLE = {
-    "sample": WHOLE, "held_out": TRUTH, "widths": DATA, "total_ms": REAL, "dense_ms": REAL, "rest_ms": REAL,
+    "sample": WHOLE, "held_out": TRUTH, "widths": DATA, "total_ms": REAL, "reference_ms": REAL, "rest_ms": REAL,
     "reformats_ms": REAL, "noise": REAL, "isolated_ms": REAL,
 }  # fmt: skip
 OF_THE_REGION = {"region": TEXT, "op": TEXT, "fqn": TEXT, "geometry": TEXT, "described": DATA}
@@ -69,7 +69,7 @@ def _rows(table: LatencyTable) -> Iterator[dict[str, Any]]:
     for i, s in enumerate(table.samples):
         of_sample = {
             "sample": i, "held_out": s.held_out, "widths": _text(s.widths), "total_ms": s.total_ms,
-            "dense_ms": s.dense_ms, "rest_ms": s.rest_ms, "reformats_ms": s.reformats_ms, "noise": s.noise,
+            "reference_ms": s.reference_ms, "rest_ms": s.rest_ms, "reformats_ms": s.reformats_ms, "noise": s.noise,
             "isolated_ms": table.isolated_ms.get(i),
         }  # fmt: skip
         for region, of_region in regions:
@@ -167,7 +167,7 @@ def _table(rows: Sequence[Mapping[str, Any]], source: str) -> LatencyTable:
 
 def _sample(rows: Sequence[Mapping[str, Any]]) -> Sample:
     ms, kernels = ({r["region"]: r[name] for r in rows if r[name] is not None} for name in ("ms", "kernels"))
-    alike = ("widths", "rest_ms", "total_ms", "dense_ms", "held_out", "reformats_ms", "noise")
+    alike = ("widths", "rest_ms", "total_ms", "reference_ms", "held_out", "reformats_ms", "noise")
     return Sample(ms=ms, kernels=kernels, **{name: rows[0][name] for name in alike})
 
 

@@ -1,9 +1,9 @@
 """Region latency as a function of widths: non-negative least squares on extents, on the steps that hardware has.
 
 A kernel works in blocks of channels, so latency climbs a staircase in the extents it reads and writes; where an
-extent does not fit the blocks, some runtimes take another path, which costs extra. Which block, and which extra,
-is chosen by cross-validation, for all regions of one operator together and for a single one where that is
-clearly better.
+extent does not fit the blocks, some runtimes take another path, which costs extra; and what exceeds a cache costs
+more from there on. Which block, and which extra, is chosen by cross-validation, for all regions of one operator
+together and for a single one where that is clearly better.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 Columns: TypeAlias = Mapping[str, Ints]
 """Widths by axis; all arrays broadcast against each other."""
 
-BLOCKS = (1, 4, 8, 16, 32)
+BLOCKS = (1, 4, 8, 16, 32, 64, 128)
 FOLDS = 4
 CLEARLY = 0.85
 """A region leaves the form of its operator when its own form's error is this share of it, or less."""
@@ -49,14 +49,14 @@ class Extra:
     """A condition on a region's extents under which it costs more.
 
     Attributes:
-        side: the extent read, written, or each part of the concat that is read.
-        kind: `indivisible` by `by`, or `below` it.
+        side: the extent read, written, or each part of the concat that is read; for `beyond` also the weight.
+        kind: `indivisible` by `by`, or `below` it; `beyond`: by the share of its elements that exceeds `by`.
         by: the divisor, or the bound.
         least: smallest extent for which being indivisible matters.
     """
 
-    side: Literal["reads", "writes", "parts"]
-    kind: Literal["indivisible", "below"]
+    side: Literal["reads", "writes", "parts", "weight"]
+    kind: Literal["indivisible", "below", "beyond"]
     by: int
     least: int = 0
 
@@ -66,8 +66,9 @@ EXTRAS = (
     *(Extra(side, "indivisible", 4, 16) for side in ("reads", "writes")),
     *(Extra("parts", "indivisible", by) for by in (4, 16)),
     *(Extra(side, "below", 16) for side in ("reads", "writes")),
+    *(Extra(side, "beyond", 1 << power) for side in ("reads", "writes", "weight") for power in range(15, 22)),
 )  # fmt: skip
-"""Conditions that are tried, those of ONNX Runtime's blocked layout among them."""
+"""Conditions that are tried: those of ONNX Runtime's blocked layout, and caches of 128 KiB to 8 MiB of floats."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,10 @@ class _Columns:
             self._extents[layout] = extent(layout, self._widths)
         return self._extents[layout]
 
+    def varies(self, extra: Extra) -> bool:
+        """Whether an extra's condition holds to another degree at some widths than at others."""
+        return bool(np.ptp(self._holds(extra)) > 0)
+
     def _stepped(self, layout: Layout, block: int, soft: bool = False) -> Floats:
         """Extent rounded up to a block, as a share of the dense one's."""
         key = layout, block, soft
@@ -184,10 +189,21 @@ class _Columns:
         return self._steps[key]
 
     def _holds(self, extra: Extra) -> Floats:
-        """1 where an extra's condition holds, else 0."""
+        """1 where an extra's condition holds, else 0; of what is beyond a bound, the share."""
         if extra not in self._on:
-            self._on[extra] = _holds(extra, [self._extent(part) for part in _sides(self.region, extra)])
+            if extra.kind == "beyond":
+                self._on[extra] = self._beyond(extra)
+            else:
+                self._on[extra] = _holds(extra, [self._extent(part) for part in _sides(self.region, extra)])
         return self._on[extra]
+
+    def _beyond(self, extra: Extra) -> Floats:
+        """Share of the elements of one side that exceeds a bound."""
+        dims, dense = _tensor(self.region, extra.side)
+        elements = np.full((), dense)
+        for dim in dims:
+            elements = elements * self._stepped(dim, 1)
+        return np.asarray(np.maximum(1 - extra.by / np.maximum(elements, 1.0), 0.0), np.float64)
 
 
 def _up(extents: Ints, block: int, soft: bool) -> Ints:
@@ -200,6 +216,14 @@ def _sides(region: Region, extra: Extra) -> tuple[Layout, ...]:
     if extra.side == "parts":
         return region.reads.parts if isinstance(region.reads, Sum) else ()
     return (region.reads if extra.side == "reads" else region.writes,)
+
+
+def _tensor(region: Region, side: str) -> tuple[tuple[Layout, ...], float]:
+    """Layouts that the size of what a region reads, writes or weighs follows, and its dense elements."""
+    if side == "weight":
+        return region.weight, float(np.prod([dim.extent for dim in region.weight])) if region.weight else 0.0
+    read, written = region.dense_elements
+    return ((region.reads,), read) if side == "reads" else ((region.writes,), written)
 
 
 def _holds(extra: Extra, extents: Sequence[Ints]) -> Floats:
@@ -230,7 +254,12 @@ class Samples:
         return len(next(iter(self.ms.values())))
 
 
-def fit(regions: Sequence[Fitted], samples: Samples, known: Mapping[str, Model] | None = None) -> dict[str, Model]:
+def fit(
+    regions: Sequence[Fitted],
+    samples: Samples,
+    known: Mapping[str, Model] | None = None,
+    forms: Mapping[str, Form] | None = None,
+) -> dict[str, Model]:
     """One model a region, forms chosen by cross-validation; of regions that are fused, one for each part.
 
     Forms are tried on the regions that take most of the time of each operator, at most ten of them. What one
@@ -242,9 +271,10 @@ def fit(regions: Sequence[Fitted], samples: Samples, known: Mapping[str, Model] 
         samples: what was measured.
         known: by region, what fits the same work in another network, at this one's level: its form is taken, and the
             coefficients lean towards its own.
+        forms: by region, forms that were chosen before, on much the same samples.
     """
     known = known or {}
-    models = {}
+    models: dict[str, Model] = {}
     for region in regions:
         if isinstance(region, Region) and region.name in known:
             there = known[region.name]
@@ -256,19 +286,22 @@ def fit(regions: Sequence[Fitted], samples: Samples, known: Mapping[str, Model] 
         alike = [r for r in regions if _kind(r) == kind]
         heavy = sorted(alike, key=lambda r: -float(samples.ms[r.name].mean()))[:10]
         family = _Family(heavy, samples)
-        shared = family.best(heavy)
-        forms = {}
-        for region in alike:
-            form = shared
-            if region in heavy and len(heavy) > 1:
-                own = family.best([region])
-                if family.error([region], own) < CLEARLY * family.error([region], shared):
-                    form = own
-            forms[region] = form
-        weighed = _Family(heavy, samples, {r.name: family.predicted(r, form) for r, form in forms.items()})
-        for region, form in forms.items():
+        chosen = {r: forms[r.name] for r in alike} if forms else _chosen(family, alike)
+        weighed = _Family(heavy, samples, {r.name: family.predicted(r, form) for r, form in chosen.items()})
+        for region, form in chosen.items():
             models |= _models(region, form, weighed.fitted(region, form))
     return models
+
+
+def _chosen(family: _Family, alike: Sequence[Fitted]) -> dict[Fitted, Form]:
+    """The form of each region: that of all of them together, or its own where it is heavy and clearly better."""
+    shared = family.best(family.heavy)
+    forms = dict.fromkeys(alike, shared)
+    for region in family.heavy if len(family.heavy) > 1 else ():
+        own = family.best([region])
+        if family.error([region], own) < CLEARLY * family.error([region], shared):
+            forms[region] = own
+    return forms
 
 
 def _models(region: Fitted, form: Form, found: Floats) -> dict[str, Model]:
@@ -341,32 +374,43 @@ class _Family:
         """The region's samples under a form."""
         key = region.name, form
         if key not in self._sums:
-            if region.name not in self._columns:
-                self._columns[region.name] = [_Columns(part, self.samples.widths) for part in _parts(region)]
             shares = region.shares(form) if isinstance(region, Fused) else (np.ones(()),)
-            parts = zip(self._columns[region.name], shares, strict=True)
+            parts = zip(self._parts_of(region), shares, strict=True)
             features = np.asarray(sum((part.features(form) * share for part, share in parts), np.zeros(())), np.float64)
             whole = np.broadcast_to(features, (len(self.samples), features.shape[-1]))
             name = region.name
             self._sums[key] = _Sums.of(whole, self.samples.ms[name], _units(region, form), self.expected[name])
         return self._sums[key]
 
+    def _parts_of(self, region: Fitted) -> list[_Columns]:
+        if region.name not in self._columns:
+            self._columns[region.name] = [_Columns(part, self.samples.widths) for part in _parts(region)]
+        return self._columns[region.name]
+
     def best(self, regions: Sequence[Fitted]) -> Form:
         """The form of least cross-validated error: steps first, then extras one at a time, then steps again."""
         if not any(self.samples.ms[r.name].any() for r in regions):
             return Form()
-        forms = [Form(r, w, soft) for r, w, soft in product(BLOCKS, BLOCKS, (False, True)) if not (soft and r == 1)]
-        best, error = self._least(regions, forms)
+        best, error = self._stepped(regions, Form())
+        seen = [e for e in EXTRAS if any(part.varies(e) for r in regions for part in self._parts_of(r))]
         for _ in range(MOST_EXTRAS):
-            tried = [replace(best, extras=(*best.extras, e)) for e in EXTRAS if e not in best.extras]
+            tried = [replace(best, extras=(*best.extras, e)) for e in seen if e not in best.extras]
+            if error < EXACT or not tried:
+                break
             form, lower = self._least(regions, tried)
-            if error < EXACT or not lower < WORTH * error:
+            if not lower < WORTH * error:
                 break
             best, error = form, lower
-        if best.extras:
-            again, lower = self._least(regions, [replace(f, extras=best.extras) for f in forms])
-            best = again if lower < error else best
-        return best
+        return self._stepped(regions, best)[0] if best.extras else best
+
+    def _stepped(self, regions: Sequence[Fitted], form: Form) -> tuple[Form, float]:
+        """A form with the steps of least error: those read, then those written, and both once more."""
+        reads = [(r, soft) for r, soft in product(BLOCKS, (False, True)) if not (soft and r == 1)]
+        best, error = form, np.inf
+        for _ in range(2):
+            best, error = self._least(regions, [replace(best, reads=r, soft=soft) for r, soft in reads])
+            best, error = self._least(regions, [replace(best, writes=w) for w in BLOCKS])
+        return best, error
 
     def _least(self, regions: Sequence[Fitted], forms: Sequence[Form]) -> tuple[Form, float]:
         errors = [self.error(regions, form) for form in forms]

@@ -230,7 +230,7 @@ def _late(samples: Sequence[Sample], seconds: float, holdout: int) -> bool:
 
 
 def _limit_s(samples: Sequence[Sample]) -> float:
-    return LIMIT_S + REGION_S * len(samples[-1].ms) + DENSE_RUNS * samples[-1].dense_ms / 1e3
+    return LIMIT_S + REGION_S * len(samples[-1].ms) + DENSE_RUNS * samples[0].total_ms / 1e3
 
 
 def _seconds_left(samples: Sequence[Sample], seconds: float, fewest: int, most: int) -> float:

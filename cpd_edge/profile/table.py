@@ -1,7 +1,8 @@
 """The latency table: what was measured, the models fitted to it, and the latency of any widths.
 
 Format history: 1, the first; 2, `within`; 3, `fused` and `reformats_ms`; 4, `geometry` of regions; 5,
-`noise` is a standard error; 6, no `scale`, and a turn counts with its median.
+`noise` is a standard error; 6, no `scale`, and a turn counts with its median; 7, turns are with a small reference and
+have a lead-in, and `bend`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from scipy.stats import linregress
 
 from cpd_edge.errors import TableError
 from cpd_edge.layout import Widths, axes, from_json, to_json
@@ -31,12 +33,12 @@ from cpd_edge.profile.fit import (
     fit,
 )
 from cpd_edge.store import read_json, write_json
-from cpd_edge.types import Region
+from cpd_edge.types import Bend, Region
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 6
+FORMAT = 7
 Elsewhere: TypeAlias = Callable[[Sequence[Region], Samples], Mapping[str, Model]]
 """Given regions and what was measured of them here: by region, what fits it in other networks."""
 ENOUGH = 24
@@ -45,6 +47,8 @@ ENOUGH = 24
 ResNet-18 after ResNet-34 on a CPU: with 12 own samples the held-out median error falls from 5.1 to 3.8 %, with 16 from
 4.6 to 3.6 %; with 24 it is 3.5 % without, 4.2 % with.
 """
+BENT, SURELY, BENDS = 3, 2.0, (0.9, 1.25)
+"""Fits that look for the bend; standard errors that its slope must differ from 1 by; the exponents that it may have."""
 AGAIN = "measure it: cpd-edge profile MODEL"
 
 
@@ -57,8 +61,8 @@ class Sample:
         ms: by region, with the profiler on; of regions that are fused, by the first of them [ms].
         kernels: how many kernels each region ran as.
         rest_ms: kernels that belong to no region [ms].
-        total_ms: whole inference without the profiler, at the pace of `dense_ms` [ms].
-        dense_ms: the dense network's inference in turns with it, the median [ms].
+        total_ms: whole inference without the profiler, at the pace of `reference_ms` [ms].
+        reference_ms: inference of the reference, a small network, in turns with it, the median [ms].
         held_out: kept out of the fit, to test it.
         reformats_ms: changes of format among `rest_ms` [ms].
         noise: relative standard error of `total_ms`.
@@ -69,7 +73,7 @@ class Sample:
     kernels: Mapping[str, int]
     rest_ms: float
     total_ms: float
-    dense_ms: float
+    reference_ms: float
     held_out: bool
     reformats_ms: float = 0.0
     noise: float = 0.0
@@ -79,8 +83,8 @@ class Sample:
 class LatencyTable:
     """Measured latency of every region over widths, for one model on one device and runtime.
 
-    The latency of widths is `Σ region + fixed_ms`, where regions share out the time that was measured without the
-    profiler.
+    The latency of widths is `Σ region + fixed_ms`, bent, where regions share out the time that was measured without
+    the profiler.
 
     Attributes:
         key: environment that the numbers belong to, and the model's `signature`.
@@ -89,6 +93,7 @@ class LatencyTable:
         samples: all raw samples.
         models: fitted model by region.
         fixed_ms: what no region accounts for [ms].
+        bend: how the latency follows from the sum; at the dense network they are equal.
         seconds: how long measuring took.
         isolated_ms: the sum of regions timed alone, by index of the held-out sample [ms].
         fused: regions that the runtime runs as one kernel, in the network's order: they are measured and fitted as
@@ -102,6 +107,7 @@ class LatencyTable:
     samples: tuple[Sample, ...]
     models: Mapping[str, Model]
     fixed_ms: float
+    bend: Bend = Bend()
     seconds: float = 0.0
     isolated_ms: Mapping[int, float] = field(default_factory=dict)
     fused: tuple[tuple[str, ...], ...] = ()
@@ -131,19 +137,20 @@ class LatencyTable:
         measured = _measured(regions, fused)
         alone = [r for r in measured if isinstance(r, Region)]
         known = elsewhere(alone, own) if elsewhere else {}
-        models = fit(measured, own, known if len(own) < ENOUGH else {})
+        told = known if len(own) < ENOUGH else {}
         together = tuple(tuple(names) for names in fused)
-        return cls(
+        flat = cls(
             dict(key),
             dict(groups),
             tuple(regions),
             tuple(samples),
-            models,
+            fit(measured, own, told),
             fixed_ms,
-            seconds,
+            seconds=seconds,
             fused=together,
             known_regions=len(known),
         )
+        return _bent(flat, measured, own, told)
 
     @cached_property
     def ranges(self) -> dict[str, tuple[int, int]]:
@@ -160,11 +167,16 @@ class LatencyTable:
         """
         columns = {g: np.asarray([w]) for g, w in widths.items()}
         self._check(columns)
+        return float(self.bend.whole(float(self._sums(columns)[0])))
+
+    def _sums(self, columns: Mapping[str, Ints]) -> Floats:
+        """What regions and the rest add up to at arrays of widths [ms]."""
         here = (self.points(r.name, {g: c for g, c in columns.items() if g in self._axes(r)}) for r in self.regions)
-        return float(sum(float(ms.reshape(-1)[0]) for ms in here) + self.fixed_ms)
+        length = max((len(c) for c in columns.values()), default=1)
+        return np.asarray(sum((np.broadcast_to(ms, (length,)) for ms in here), np.full(length, self.fixed_ms)))
 
     def region_ms(self, name: str, widths: Widths) -> float:
-        """Latency of one region at widths [ms].
+        """Latency of one region at widths, before the bend [ms].
 
         Raises:
             TableError: a region or group that the table does not know, or a width that was not sampled around.
@@ -257,6 +269,7 @@ class LatencyTable:
                 "samples": self.samples,
                 "models": self.models,
                 "fixed_ms": self.fixed_ms,
+                "bend": self.bend,
                 "seconds": self.seconds,
                 "isolated_ms": self.isolated_ms,
                 "fused": self.fused,
@@ -285,6 +298,7 @@ class LatencyTable:
             samples=tuple(Sample(**s) for s in data["samples"]),
             models={name: _model_from(m) for name, m in data["models"].items()},
             fixed_ms=data["fixed_ms"],
+            bend=Bend(**data["bend"]),
             seconds=data["seconds"],
             isolated_ms={int(i): ms for i, ms in data["isolated_ms"].items()},
             fused=tuple(tuple(names) for names in data["fused"]),
@@ -333,6 +347,29 @@ def _to_fit(groups: Mapping[str, int], samples: Sequence[Sample]) -> tuple[Sampl
     return Samples(widths, by_region), fixed_ms
 
 
+def _bent(flat: LatencyTable, measured: Sequence[Fitted], own: Samples, known: Mapping[str, Model]) -> LatencyTable:
+    """The table with the bend that its samples show, fitted again to what is left when that is taken out.
+
+    The samples' slope of the whole against the sum is steeper than 1 where large networks are slow as a whole. A slope
+    that may be chance is none; the smallest network of all is far from every plan, and does not count.
+    """
+    totals = flat.fixed_ms + np.sum(list(own.ms.values()), axis=0)
+    anchor, table, exponent = float(totals.max()), flat, 1.0
+    counts = np.flatnonzero(totals > totals.min())
+    forms = {r.name: flat.models[r.name].form for r in measured}
+    for _ in range(BENT):
+        sums = np.log(table.bend.whole(table._sums(own.widths))[counts])
+        found = linregress(sums, np.log(totals[counts]))
+        if len(counts) < ENOUGH // 2 or not abs(found.slope - 1) > SURELY * found.stderr:
+            break
+        exponent = float(np.clip(exponent * found.slope, *BENDS))
+        bend = Bend(exponent, anchor)
+        pace = bend.total(totals) / totals
+        fitted = fit(measured, Samples(own.widths, {n: ms * pace for n, ms in own.ms.items()}), known, forms)
+        table = replace(flat, models=fitted, bend=bend)
+    return table
+
+
 def _shared_out(drifted: Sequence[tuple[Sample, float]], total: Floats) -> tuple[dict[str, Floats], float]:
     """Latency of each region `[samples]`, and what belongs to none: up to how that varies, they add up to the whole.
 
@@ -359,9 +396,9 @@ def _share_within(errors: Sequence[float], bound: float) -> float | None:
 
 
 def drift(samples: Sequence[Sample]) -> Floats:
-    """Factor for each sample that takes the machine's drift out: dense latency overall over dense latency then."""
-    dense = np.asarray([s.dense_ms for s in samples], np.float64)
-    return np.asarray(np.median(dense) / dense, np.float64)
+    """Factor for each sample that takes the machine's drift out: the reference's latency overall over that then."""
+    reference = np.asarray([s.reference_ms for s in samples], np.float64)
+    return np.asarray(np.median(reference) / reference, np.float64)
 
 
 def table_folder(root: Path, key: Mapping[str, Any]) -> Path:

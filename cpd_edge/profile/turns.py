@@ -1,4 +1,4 @@
-"""One network measured in turns with the dense one: latency of the whole and of its regions, freed of drift."""
+"""One network measured in turns with a reference: latency of the whole and of its regions, freed of drift."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ import onnx
 from scipy.stats import trim_mean
 
 from cpd_edge.errors import TableError
-from cpd_edge.measure.site import Pace, site_of
+from cpd_edge.measure.site import Pace, Site, site_of
 from cpd_edge.profile.regions import Attribution, Kernel, Times
 from cpd_edge.profile.table import Sample
 from cpd_edge.types import Widths
 
-TURN_NS = 10_000_000
-"""How long one turn of a network lasts, at least one inference: shorter than the machine keeps a state of its own."""
-TURNS_S, HELD_OUT_S = 0.25, 1.0
-"""How long a network and the dense one take turns; a held-out one is what the table is judged by, and gets longer."""
+SMALLER = 4
+"""The reference is the network at this fraction of every width: the dense one would take the caches from the small
+networks, and would itself find them taken."""
+TURN_NS, LEAD = 20_000_000, 3
+"""How long one turn lasts, at least one inference: shorter than the machine keeps a state of its own. So many
+inferences come before it that do not count: an engine is to be timed with the caches to itself."""
+TURNS_S, HELD_OUT_S = 0.3, 1.0
+"""How long a network and the reference take turns; a held-out one is what the table is judged by, and gets longer."""
 WARM_NS = 100_000_000
 """How long a new engine runs before: it touches each input of its ring, and its memory, for the first time."""
 PROFILED_S = 0.15
 """How long a network runs with the profiler."""
 FEWEST, MOST = 4, 60
 """Turns of each, and inferences with the profiler, at least; and the latter at most."""
+BLOCK = 16
+"""What the reference's widths are rounded to."""
 BATCHES, TRIMMED = 4, 0.1
 """Runs of turns that the noise is judged by; share of turns that is left out at either end."""
 DISTURBED = 0.5
@@ -56,18 +62,18 @@ Fusions = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class _Window:
-    """A network and the dense one in turns, and then the network with the profiler on.
+    """A network and the reference in turns, and then the network with the profiler on.
 
     Attributes:
-        ratios: latency of the network over that of the dense one, by turn `[turns]`.
-        dense_ms: median latency of the dense network [ms].
+        ratios: latency of the network over that of the reference, by turn `[turns]`.
+        reference_ms: median latency of the reference [ms].
         times: of the network's regions.
         switches: involuntary context switches during the turns.
         inferences: how many there were in the turns.
     """
 
     ratios: npt.NDArray[np.float64]
-    dense_ms: float
+    reference_ms: float
     times: Times
     switches: int
     inferences: int
@@ -79,8 +85,8 @@ class _Window:
 
     @property
     def total_ms(self) -> float:
-        """Typical ratio to the dense network, at the pace of `dense_ms` [ms]."""
-        return self.dense_ms * _typical(self.ratios)
+        """Typical ratio to the reference, at the pace of `reference_ms` [ms]."""
+        return self.reference_ms * _typical(self.ratios)
 
     @property
     def noise(self) -> float:
@@ -97,7 +103,7 @@ def _typical(ratios: npt.NDArray[np.float64]) -> float:
 
 
 class Bench:
-    """Measures one network after another, each beside the dense one, which stays open."""
+    """Measures one network after another, each beside the reference, which stays open."""
 
     def __init__(
         self,
@@ -110,7 +116,7 @@ class Bench:
     ) -> None:
         self._build, self._make_runner, self._attribution = build, make_runner, attribution
         self._groups, self._repeats, self._clock = groups, repeats, clock
-        self._dense: Runner | None = None
+        self._reference: Runner | None = None
         self.fused: Fusions | None = None
 
     def fuse(self, fused: Fusions) -> None:
@@ -119,19 +125,18 @@ class Bench:
         self._attribution = self._attribution.fused(fused)
 
     def measure(self, widths: Mapping[str, int], held_out: bool) -> Sample:
-        """Latency of a network and of its regions, beside the dense network's; once more where it was disturbed.
+        """Latency of a network and of its regions, beside the reference's; once more where it was disturbed.
 
         Raises:
             TableError: the profiler's kernels belong to no region.
         """
-        if self._dense is None:
-            self._dense = self._make_runner(self._build(self._groups), False)
+        reference = self._reference = self._reference or self._opened()
         data = self._build(widths)
         runner = self._make_runner(data, False)
         try:
-            seen = self._window(runner, self._dense, data, held_out)
+            seen = self._window(runner, reference, data, held_out)
             if seen.disturbed:
-                again = self._window(runner, self._dense, data, held_out)
+                again = self._window(runner, reference, data, held_out)
                 seen = again if again.switches < seen.switches else seen
         finally:
             runner.close()
@@ -144,20 +149,31 @@ class Bench:
         return Sample(
             widths=dict(widths), ms=times.ms, kernels=times.kernels,
             rest_ms=times.unattributed_ms + times.reformats_ms, total_ms=seen.total_ms,
-            dense_ms=seen.dense_ms, held_out=held_out, reformats_ms=times.reformats_ms, noise=seen.noise,
+            reference_ms=seen.reference_ms, held_out=held_out, reformats_ms=times.reformats_ms, noise=seen.noise,
         )  # fmt: skip
 
-    def _window(self, runner: Runner, dense: Runner, data: bytes, held_out: bool) -> _Window:
-        site = site_of([dense, runner], self._clock, time.sleep)
+    def _opened(self) -> Runner:
+        """The reference, warm."""
+        runner = self._make_runner(self._build(reference_widths(self._groups)), False)
+        if not self._repeats:
+            self._site(runner).warm_up([runner], Pace(TURN_NS), WARM_NS)
+        return runner
+
+    def _site(self, *runners: Runner) -> Site:
+        return site_of(runners, self._clock, time.sleep)
+
+    def _window(self, runner: Runner, reference: Runner, data: bytes, held_out: bool) -> _Window:
+        site = self._site(reference, runner)
         if self._repeats:
             pace, fewest, left_s, warm_ns = Pace(0), self._repeats, 0.0, 1
         else:
-            pace, fewest, left_s, warm_ns = Pace(TURN_NS), FEWEST, HELD_OUT_S if held_out else TURNS_S, WARM_NS
-        site.warm_up([dense, runner], pace, warm_ns)
-        visits = [site.visit([dense, runner], pace, fewest, sys.maxsize)]
+            pace, fewest, warm_ns = Pace(TURN_NS, lead=LEAD), FEWEST, WARM_NS
+            left_s = HELD_OUT_S if held_out else TURNS_S
+        site.warm_up([runner], pace, warm_ns)
+        visits = [site.visit([reference, runner], pace, fewest, sys.maxsize)]
         left_ns = round(left_s * 1e9) - visits[0].elapsed_ns
         if left_ns > 0:
-            visits.append(site.visit([dense, runner], pace, sys.maxsize, left_ns))
+            visits.append(site.visit([reference, runner], pace, sys.maxsize, left_ns))
         blocks = [block.samples_ns for part in visits for block in part.blocks]
         theirs, ours = (np.asarray([np.median(ns) for ns in blocks[i::2]]) / 1e6 for i in (0, 1))
         once_ms = float(np.median(ours))
@@ -182,6 +198,12 @@ class Bench:
         return here.adapted(onnx.load_from_string(data)) if here.nodes else here
 
     def close(self) -> None:
-        """Closes the dense network."""
-        if self._dense is not None:
-            self._dense.close()
+        """Closes the reference."""
+        if self._reference is not None:
+            self._reference.close()
+
+
+def reference_widths(groups: Mapping[str, int]) -> dict[str, int]:
+    """Widths of the reference: a fraction of every group's units, in blocks that runtimes have kernels for."""
+    shares = {g: units // SMALLER for g, units in groups.items()}
+    return {g: n // BLOCK * BLOCK if n >= BLOCK else max(n, 1) for g, n in shares.items()}

@@ -15,7 +15,7 @@ from cpd_edge.layout import Widths
 from cpd_edge.solve.counted import loads_of
 from cpd_edge.solve.grids import grid_of, left
 from cpd_edge.solve.problem import LATENCY, Concat, Floats, Ints, Load, Problem, RegionCost, Resource, Solution
-from cpd_edge.types import Importance, Plan, Quantity, Region
+from cpd_edge.types import Bend, Importance, Plan, Quantity, Region
 
 MEASURE = "measure this model again: cpd-edge profile MODEL"
 VARIED = ":variant"
@@ -23,7 +23,7 @@ VARIED = ":variant"
 
 
 class Table(Protocol):
-    """What a latency table must offer: `Σ points + fixed_ms` is the latency it predicts."""
+    """What a latency table must offer: `Σ points + fixed_ms`, bent, is the latency it predicts."""
 
     @property
     def regions(self) -> Sequence[Region]:
@@ -32,6 +32,10 @@ class Table(Protocol):
     @property
     def fixed_ms(self) -> float:
         """What no region accounts for [ms]."""
+
+    @property
+    def bend(self) -> Bend:
+        """How the whole follows from the sum [ms]."""
 
     @property
     def ranges(self) -> Mapping[str, tuple[int, int]]:
@@ -191,7 +195,7 @@ def _measured(table: Table, candidates: Mapping[str, Ints]) -> tuple[Load, dict[
             cost, used = grid_of(region.name, dims, at, candidates)
             costs.append(replace(cost, within=within))
             sums |= used
-    return Load(tuple(costs), table.fixed_ms), sums
+    return Load(tuple(costs), table.fixed_ms, table.bend), sums
 
 
 def _varied(

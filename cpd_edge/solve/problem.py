@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from cpd_edge.types import Bend
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -61,10 +63,11 @@ class Concat:
 
 @dataclass(frozen=True)
 class Load:
-    """An amount that widths decide: `Σ costs + fixed`."""
+    """An amount that widths decide: `Σ costs + fixed`, bent. Problems count with the sum, and say the amount."""
 
     costs: tuple[RegionCost, ...]
     fixed: float = 0.0
+    bend: Bend = Bend()
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Problem:
         return {g: int(self.candidates[g][i]) for g, i in choice.items() if g not in self.variants}
 
     def loads(self, choice: Mapping[str, int]) -> Floats:
-        """Every load of every resource at candidate indices `[loads]`."""
+        """The sum of every load of every resource at candidate indices `[loads]`."""
         out = np.array(self._fixed)
         index = self._index(choice)
         for at, cost in self._costs:
@@ -164,19 +167,23 @@ class Problem:
 
     def used(self, choice: Mapping[str, int]) -> dict[str, float]:
         """What candidate indices take of each resource, by its name."""
-        loads = self.loads(choice)
-        return {r.name: float(loads[self.span(r.name)].max(initial=0.0)) for r in self.resources}
+        amounts = [load.bend.whole(total) for load, total in zip(self._every, self.loads(choice), strict=True)]
+        return {r.name: float(max(amounts[self.span(r.name)], default=0.0)) for r in self.resources}
 
     def latency_ms(self, choice: Mapping[str, int]) -> float:
         """Predicted latency at candidate indices [ms]."""
-        return float(self.loads(choice)[0])
+        return float(self._every[0].bend.whole(self.loads(choice)[0]))
 
     def shares(self, choice: Mapping[str, int], resource: Resource) -> dict[str, float]:
         """What each region takes of the largest load of a resource at candidate indices."""
         loads = self.loads(choice)[self.span(resource.name)]
         index, out = self._index(choice), dict[str, float]()
-        for cost in resource.loads[int(loads.argmax())].costs if len(loads) else ():
-            out[cost.name] = out.get(cost.name, 0.0) + float(_taken(cost, index))
+        if not len(loads):
+            return out
+        largest, total = resource.loads[int(loads.argmax())], float(loads.max())
+        pace = largest.bend.whole(total) / total if total > 0 else 1.0
+        for cost in largest.costs:
+            out[cost.name] = out.get(cost.name, 0.0) + pace * float(_taken(cost, index))
         return out
 
     def removed(self, choice: Mapping[str, int]) -> float:
@@ -185,8 +192,8 @@ class Problem:
 
     @cached_property
     def limits(self) -> Floats:
-        """The limit of each load `[loads]`."""
-        return np.asarray([r.limit for r in self.resources for _ in r.loads], np.float64)
+        """The limit of each load's sum `[loads]`."""
+        return np.asarray([load.bend.total(r.limit) for r in self.resources for load in r.loads], np.float64)
 
     def span(self, name: str) -> slice:
         """Where the loads of a resource lie among all."""
@@ -198,13 +205,16 @@ class Problem:
         raise KeyError(name)
 
     @cached_property
+    def _every(self) -> list[Load]:
+        return [load for r in self.resources for load in r.loads]
+
+    @cached_property
     def _fixed(self) -> Floats:
-        return np.asarray([load.fixed for r in self.resources for load in r.loads], np.float64)
+        return np.asarray([load.fixed for load in self._every], np.float64)
 
     @cached_property
     def _costs(self) -> list[tuple[int, RegionCost]]:
-        every = [load for r in self.resources for load in r.loads]
-        return [(at, cost) for at, load in enumerate(every) for cost in load.costs]
+        return [(at, cost) for at, load in enumerate(self._every) for cost in load.costs]
 
     @cached_property
     def _touched(self) -> dict[str, list[tuple[int, RegionCost]]]:

@@ -25,7 +25,7 @@ def test_the_truth_is_recovered(device: Device) -> None:
     report = table.report()
     assert report["holdout_median_error"] <= 0.03
     assert len(report["scatter"]) == 10
-    reference = np.median([s.dense_ms for s in table.samples]) / table.samples[0].dense_ms
+    reference = np.median([s.reference_ms for s in table.samples]) / table.samples[0].reference_ms
     rng = np.random.default_rng(1)
     for _ in range(20):
         widths = {g: int(16 * rng.integers(1, n // 16 + 1)) for g, n in GROUPS.items()}
@@ -49,14 +49,14 @@ def test_a_machine_at_half_its_pace_now_and_then_leaves_the_table_as_it_is() -> 
     slow = [
         replace(
             s, ms={n: 2 * ms for n, ms in s.ms.items()}, rest_ms=2 * s.rest_ms, total_ms=2 * s.total_ms,
-            dense_ms=2 * s.dense_ms,
+            reference_ms=2 * s.reference_ms,
         )
         if i % 3 == 1
         else s
         for i, s in enumerate(table.samples)
     ]  # fmt: skip
     again = LatencyTable.fitted(KEY, GROUPS, REGIONS, slow)
-    pace = np.median([s.dense_ms for s in slow]) / np.median([s.dense_ms for s in table.samples])
+    pace = np.median([s.reference_ms for s in slow]) / np.median([s.reference_ms for s in table.samples])
     assert again.fixed_ms == pytest.approx(pace * table.fixed_ms, rel=1e-6)
     for region in REGIONS:
         there = pace * table.region_ms(region.name, {"a": 16, "b": 32, "c": 32, "d": 48})
