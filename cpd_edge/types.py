@@ -308,6 +308,10 @@ class Bend:
         return whole if self.exponent == 1 else self.anchor * (whole / self.anchor) ** (1 / self.exponent)
 
 
+STRAIGHT = Bend()
+"""Parts simply add up."""
+
+
 @dataclass(frozen=True)
 class Amount:
     """`times · Π size(dim)`, or nothing where a branch that it stands within goes: a weight, a tensor, a product.

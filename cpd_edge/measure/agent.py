@@ -586,7 +586,7 @@ class Worker:
         lead_ns: int,
     ) -> JSON:
         """Blocks of each engine in turn; every visit is in the log before the next one begins."""
-        engines = [(self.engines[number], lead) for number, lead in zip(order, leads)]
+        engines = [(self.engines[number], leads[i]) for i, number in enumerate(order)]
         gc.collect()
         gc.disable()
         begin, switches, visits = time.perf_counter_ns(), involuntary(), 0

@@ -39,6 +39,7 @@ from cpd_edge.pipeline.loop import close_loop
 from cpd_edge.pipeline.opening import open_model
 from cpd_edge.pipeline.plans import on_device, plan_for, plans_for
 from cpd_edge.pipeline.precision import PARITY, calibration_images
+from cpd_edge.pipeline.profiling import measured_table
 from cpd_edge.pipeline.quantities import counted, eased
 from cpd_edge.pipeline.refine import refined
 from cpd_edge.pipeline.request import Request
@@ -194,7 +195,9 @@ class Job:
                 return known
         folder = table_folder(Path(self.request.profiles), key)
         with self.stage("profile") as tell:
-            table = subject.table(key, folder, samples=self.request.samples, seed=self.request.seed, progress=tell)
+            table = measured_table(
+                subject, key, folder, samples=self.request.samples, seed=self.request.seed, progress=tell
+            )
             table.save(self.run / "table.json")
         return table
 

@@ -17,6 +17,7 @@ from cpd_edge.measure.protocol import Protocol, compare
 from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.pipeline.outcome import macs_at
 from cpd_edge.pipeline.plans import SOLVE_S, Posed, posed
+from cpd_edge.pipeline.profiling import measured_table
 from cpd_edge.pipeline.quantities import counted
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import scores
@@ -62,9 +63,8 @@ def compare_strategies(
     subject, task = _subject(request, input_shape, progress)
     key = subject.key()
     folder = table_folder(Path(request.profiles), key)
-    table = subject.table(
-        key, folder, samples=request.samples, seed=request.seed, progress=lambda f, text: progress("profile", f, text)
-    )
+    asked = {"samples": request.samples, "seed": request.seed}
+    table = measured_table(subject, key, folder, **asked, progress=lambda f, text: progress("profile", f, text))
     progress("score", 0.0, "")
     importance = scores(subject.combed, task, request)
     progress("score", 1.0, "")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,12 @@ from cpd_edge.deploy.parity import check_parity
 from cpd_edge.errors import CpdError
 from cpd_edge.layout import Keep, Layout, Widths
 from cpd_edge.measure.environment import key as environment_key
-from cpd_edge.measure.runtimes import ON_CPU, TENSORRT, ModelRunner, model_runner
+from cpd_edge.measure.runtimes import ON_CPU, ModelRunner, model_runner
 from cpd_edge.network import Combed, Network, trace
 from cpd_edge.pipeline.opening import open_model
 from cpd_edge.pipeline.precision import Quantiser, noise, require_computed
 from cpd_edge.profile.regions import find_regions, signature
-from cpd_edge.profile.sample import profile
-from cpd_edge.profile.table import LatencyTable
 from cpd_edge.types import Region
-
-ISOLATED_S = 5.0
-"""Time spent on the isolated baseline of a table, where an engine for one operation is made in no time."""
 
 HALF_PARITY = 1e-2
 """Largest relative difference between two ways to cut one network; a wrong cut is off by its whole output."""
@@ -129,39 +123,13 @@ class Subject:
     @cached_property
     def _finished(self) -> FinishedCutter | None:
         """What cuts the finished file, where it can be: ten times faster."""
-        return None if self._cutter is None else FinishedCutter.learned(self._cutter, self.widths)
+        return None if self._cutter is None else FinishedCutter.learned(self._cutter, self.widths, self.dense_onnx)
 
     def key(self) -> dict[str, Any]:
         """What a table of this subject belongs to: the environment it is measured in, and the model's signature."""
         with contextlib.closing(self.runner(self.build(self.widths))) as runner:
             require_computed(runner.environment, self.precision)
             return {**environment_key(runner.environment), "signature": self.signature}
-
-    def table(
-        self,
-        key: Mapping[str, Any],
-        folder: Path,
-        *,
-        samples: int,
-        seed: int,
-        fresh: bool = False,
-        progress: Callable[[float, str], None],
-    ) -> LatencyTable:
-        """The latency table, measured now or reused from `folder`, with the isolated baseline beside it."""
-        return profile(
-            self.build,
-            self.regions,
-            self.widths,
-            self.runner,
-            key,
-            model=self.dense_onnx,
-            samples=samples,
-            seed=seed,
-            folder=folder,
-            isolated_seconds=0.0 if self.runtime == TENSORRT or self.quantiser is not None else ISOLATED_S,
-            fresh=fresh,
-            progress=progress,
-        )
 
     def runner(self, model: bytes, profile: bool = False) -> ModelRunner:
         """An engine made from ONNX bytes."""

@@ -16,6 +16,7 @@ from cpd_edge.intake.models import load_model
 from cpd_edge.measure.runners import onnxruntime
 from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.pipeline.draw import check_place, write_drawing
+from cpd_edge.pipeline.profiling import measured_table
 from cpd_edge.pipeline.request import Request, tables_root
 from cpd_edge.pipeline.subject import Subject, comb_record
 from cpd_edge.pipeline.verify import Verification, prunable_fraction, verify
@@ -108,7 +109,8 @@ def profile(
     before_s = time.perf_counter() - begun
     folder = table_folder(Path(profiles) if profiles else tables_root(), key)
     found = None if fresh else reusable(folder, key, subject.widths, subject.regions)
-    table = found or subject.table(
+    table = found or measured_table(
+        subject,
         key,
         folder,
         samples=samples,

@@ -17,7 +17,8 @@ import numpy as np
 
 from cpd_edge.errors import CpdError
 from cpd_edge.layout import Layout, Leaf, Sum, axes
-from cpd_edge.profile.fit import Model, Samples
+from cpd_edge.profile.fit import Samples
+from cpd_edge.profile.forms import Model
 from cpd_edge.profile.table import LatencyTable
 from cpd_edge.types import Region
 

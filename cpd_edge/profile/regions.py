@@ -287,6 +287,11 @@ class Times:
     unattributed_ms: float
     reformats_ms: float = 0.0
 
+    @property
+    def whole_ms(self) -> float:
+        """All kernels together [ms]."""
+        return sum(self.ms.values()) + self.unattributed_ms + self.reformats_ms
+
 
 @dataclass(frozen=True)
 class Attribution:

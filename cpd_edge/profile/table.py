@@ -21,19 +21,11 @@ from scipy.stats import linregress
 
 from cpd_edge.errors import TableError
 from cpd_edge.layout import Widths, axes, from_json, to_json
-from cpd_edge.profile.fit import (
-    Extra,
-    Fitted,
-    Floats,
-    Form,
-    Fused,
-    Ints,
-    Model,
-    Samples,
-    fit,
-)
+from cpd_edge.profile.doubts import least_certain
+from cpd_edge.profile.fit import Samples, fit
+from cpd_edge.profile.forms import Extra, Fitted, Floats, Form, Fused, Ints, Model
 from cpd_edge.store import read_json, write_json
-from cpd_edge.types import Bend, Region
+from cpd_edge.types import STRAIGHT, Bend, Region
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,8 +39,8 @@ ENOUGH = 24
 ResNet-18 after ResNet-34 on a CPU: with 12 own samples the held-out median error falls from 5.1 to 3.8 %, with 16 from
 4.6 to 3.6 %; with 24 it is 3.5 % without, 4.2 % with.
 """
-BENT, SURELY, BENDS = 3, 2.0, (0.9, 1.25)
-"""Fits that look for the bend; standard errors that its slope must differ from 1 by; the exponents that it may have."""
+BENT, USUAL = 3, 0.05
+"""Fits that look for the bend; how far exponents differ from 1 where one was measured well."""
 AGAIN = "measure it: cpd-edge profile MODEL"
 
 
@@ -107,7 +99,7 @@ class LatencyTable:
     samples: tuple[Sample, ...]
     models: Mapping[str, Model]
     fixed_ms: float
-    bend: Bend = Bend()
+    bend: Bend = STRAIGHT
     seconds: float = 0.0
     isolated_ms: Mapping[int, float] = field(default_factory=dict)
     fused: tuple[tuple[str, ...], ...] = ()
@@ -208,6 +200,15 @@ class LatencyTable:
             if branch in widths:
                 ms = ms * (np.asarray(widths[branch]) > 0)
         return ms
+
+    def unsure(self, networks: Sequence[Widths], count: int, known: Sequence[Widths] = ()) -> list[int]:
+        """Indices of the networks, `count` of them, that it would tell least surely once `known` are measured too."""
+        own, _ = _to_fit(self.groups, self.samples)
+        every = [*known, *networks]
+        columns = {g: np.asarray([w[g] for w in every], np.int64) for g in self.groups}
+        every_region = _measured(self.regions, self.fused)
+        found = least_certain(every_region, own, self.models, columns, count, len(known))
+        return [i - len(known) for i in found]
 
     def report(self) -> dict[str, Any]:
         """What a run's record says of the table: counts, held-out errors, and the scatter behind them."""
@@ -350,19 +351,21 @@ def _to_fit(groups: Mapping[str, int], samples: Sequence[Sample]) -> tuple[Sampl
 def _bent(flat: LatencyTable, measured: Sequence[Fitted], own: Samples, known: Mapping[str, Model]) -> LatencyTable:
     """The table with the bend that its samples show, fitted again to what is left when that is taken out.
 
-    The samples' slope of the whole against the sum is steeper than 1 where large networks are slow as a whole. A slope
-    that may be chance is none; the smallest network of all is far from every plan, and does not count.
+    It is the slope of the whole against the sum, in logarithms: steeper than 1 where large networks are slow as a
+    whole. It is believed as far as the samples tell it better than what is usual. The smallest network of all is far
+    from every plan, and does not count.
     """
     totals = flat.fixed_ms + np.sum(list(own.ms.values()), axis=0)
     anchor, table, exponent = float(totals.max()), flat, 1.0
     counts = np.flatnonzero(totals > totals.min())
+    if len(counts) < ENOUGH // 2:
+        return flat
     forms = {r.name: flat.models[r.name].form for r in measured}
     for _ in range(BENT):
         sums = np.log(table.bend.whole(table._sums(own.widths))[counts])
         found = linregress(sums, np.log(totals[counts]))
-        if len(counts) < ENOUGH // 2 or not abs(found.slope - 1) > SURELY * found.stderr:
-            break
-        exponent = float(np.clip(exponent * found.slope, *BENDS))
+        believed = USUAL**2 / (USUAL**2 + float(found.stderr) ** 2)
+        exponent = 1 + believed * (exponent * float(found.slope) - 1)
         bend = Bend(exponent, anchor)
         pace = bend.total(totals) / totals
         fitted = fit(measured, Samples(own.widths, {n: ms * pace for n, ms in own.ms.items()}), known, forms)

@@ -25,13 +25,13 @@ networks, and would itself find them taken."""
 TURN_NS, LEAD = 20_000_000, 3
 """How long one turn lasts, at least one inference: shorter than the machine keeps a state of its own. So many
 inferences come before it that do not count: an engine is to be timed with the caches to itself."""
-TURNS_S, HELD_OUT_S = 0.3, 1.0
+TURNS_S, HELD_OUT_S = 0.3, 0.8
 """How long a network and the reference take turns; a held-out one is what the table is judged by, and gets longer."""
-WARM_NS = 100_000_000
+WARM_NS = 60_000_000
 """How long a new engine runs before: it touches each input of its ring, and its memory, for the first time."""
 PROFILED_S = 0.15
 """How long a network runs with the profiler."""
-FEWEST, MOST = 4, 60
+FEWEST, MOST = 4, 30
 """Turns of each, and inferences with the profiler, at least; and the latter at most."""
 BLOCK = 16
 """What the reference's widths are rounded to."""
@@ -39,6 +39,9 @@ BATCHES, TRIMMED = 4, 0.1
 """Runs of turns that the noise is judged by; share of turns that is left out at either end."""
 DISTURBED = 0.5
 """Involuntary context switches for each inference from which a sample is measured once more."""
+ODD, USUAL = 0.06, 6
+"""So does one whose kernels and turns disagree by so much more than usual: one of them met a slow machine. What is
+usual is known after so many networks."""
 
 
 class Runner(Protocol):
@@ -84,6 +87,11 @@ class _Window:
         return self.switches > DISTURBED * self.inferences
 
     @property
+    def share(self) -> float:
+        """Logarithm of what the profiler's kernels take of `total_ms`, which varies little between networks."""
+        return float(np.log(max(self.times.whole_ms, 1e-9) / self.total_ms))
+
+    @property
     def total_ms(self) -> float:
         """Typical ratio to the reference, at the pace of `reference_ms` [ms]."""
         return self.reference_ms * _typical(self.ratios)
@@ -117,6 +125,7 @@ class Bench:
         self._build, self._make_runner, self._attribution = build, make_runner, attribution
         self._groups, self._repeats, self._clock = groups, repeats, clock
         self._reference: Runner | None = None
+        self._shares: list[float] = []
         self.fused: Fusions | None = None
 
     def fuse(self, fused: Fusions) -> None:
@@ -135,11 +144,13 @@ class Bench:
         runner = self._make_runner(data, False)
         try:
             seen = self._window(runner, reference, data, held_out)
-            if seen.disturbed:
+            if seen.disturbed or self._odd(seen) > ODD:
                 again = self._window(runner, reference, data, held_out)
-                seen = again if again.switches < seen.switches else seen
+                better = (again.disturbed, self._odd(again)) < (seen.disturbed, self._odd(seen))
+                seen = again if better else seen
         finally:
             runner.close()
+        self._shares.append(seen.share)
         times = seen.times
         if not sum(times.ms.values()) > 0:
             raise TableError(
@@ -151,6 +162,10 @@ class Bench:
             rest_ms=times.unattributed_ms + times.reformats_ms, total_ms=seen.total_ms,
             reference_ms=seen.reference_ms, held_out=held_out, reformats_ms=times.reformats_ms, noise=seen.noise,
         )  # fmt: skip
+
+    def _odd(self, seen: _Window) -> float:
+        """How far a window's share is from the usual one."""
+        return abs(seen.share - float(np.median(self._shares))) if len(self._shares) >= USUAL else 0.0
 
     def _opened(self) -> Runner:
         """The reference, warm."""

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cpd_edge.types import Bend
+from cpd_edge.types import STRAIGHT, Bend
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -67,7 +67,7 @@ class Load:
 
     costs: tuple[RegionCost, ...]
     fixed: float = 0.0
-    bend: Bend = Bend()
+    bend: Bend = STRAIGHT
 
 
 @dataclass(frozen=True)
