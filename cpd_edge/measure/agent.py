@@ -583,7 +583,7 @@ class Worker:
         block_ns: int,
         period_ns: int | None,
         leads: list[int],
-        lead_ns: int,
+        lead_ns: list[int],
     ) -> JSON:
         """Blocks of each engine in turn; every visit is in the log before the next one begins."""
         engines = [(self.engines[number], leads[i]) for i, number in enumerate(order)]
@@ -650,16 +650,22 @@ class Worker:
         return {"dtype": str(found.dtype), "shape": list(found.shape), "data": data}
 
 
-def block(run: Any, block_ns: int, period_ns: int | None, lead: int, lead_ns: int) -> list[list[int]]:
+def lead_in(run: Any, lead: int, least_ns: int, most_ns: int) -> None:
+    """Inferences that do not count: at least so many, for so long."""
+    clock = time.perf_counter_ns
+    begun, done, elapsed_ns = clock(), 0, 0
+    while elapsed_ns < most_ns and (done < lead or elapsed_ns < least_ns):
+        run()
+        done, elapsed_ns = done + 1, clock() - begun
+
+
+def block(run: Any, block_ns: int, period_ns: int | None, lead: int, lead_ns: list[int]) -> list[list[int]]:
     """Latencies and starts of one block, at least one inference long, after a lead-in that does not count [ns]."""
     clock = time.perf_counter_ns
     samples: list[int] = []
     starts: list[int] = []
-    begun = clock()
-    for _ in range(lead):
-        run()
-        if clock() - begun >= lead_ns:
-            break
+    if lead:
+        lead_in(run, lead, *lead_ns)
     end = clock() + block_ns
     while True:
         await_frame(period_ns)

@@ -45,8 +45,8 @@ class Runs(Interface):
         """One inference, finished when this returns."""
 
 
-LEAD_NS = 100_000_000
-"""No inference of a lead-in begins after so long: a slow network needs fewer, for it fits no cache anyway."""
+LEAD_NS = (8_000_000, 100_000_000)
+"""A lead-in lasts so long at least, and no inference of it begins after the second: what is slower fits no cache."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Pace:
     Attributes:
         block_ns: length of a block, at least one inference.
         period_ns: one inference per period, or back to back.
-        lead: inferences that come before a block and do not count, where another engine ran before: that one has
-            taken the caches, and an engine is to be timed as it runs alone.
+        lead: inferences, at least, that come before a block and do not count where another engine ran before: that
+            one has taken the caches, and an engine is to be timed as it runs alone.
     """
 
     block_ns: int
@@ -171,11 +171,8 @@ class Here:
         clock, run = self._clock, runner.run
         samples: list[int] = []
         starts: list[int] = []
-        begun = clock()
-        for _ in range(lead):
-            run()
-            if clock() - begun >= LEAD_NS:
-                break
+        if lead:
+            self._lead_in(run, lead)
         end = clock() + pace.block_ns
         while True:
             self._await_frame(pace)
@@ -186,6 +183,13 @@ class Here:
             samples.append(finish - start)
             if finish >= end:
                 return Block(samples, starts)
+
+    def _lead_in(self, run: Callable[[], object], lead: int) -> None:
+        least_ns, most_ns = LEAD_NS
+        begun, done, elapsed_ns = self._clock(), 0, 0
+        while elapsed_ns < most_ns and (done < lead or elapsed_ns < least_ns):
+            run()
+            done, elapsed_ns = done + 1, self._clock() - begun
 
     def _await_frame(self, pace: Pace) -> None:
         """In paced mode, waits for the next frame of a camera that does not wait: a late engine skips frames."""

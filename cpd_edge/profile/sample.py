@@ -142,7 +142,7 @@ def _measured(
                 current = f", held-out error {table.report()['holdout_median_error']:.1%}" if holdout else ""
                 todo += further(table, more, seed, looks)
             if i >= len(log.samples):
-                sample = bench.measure(todo[i].widths, todo[i].held_out)
+                sample = bench.measure(todo[i].widths, todo[i].held_out, log.samples)
                 log.append(sample, time.perf_counter() - started, bench.fused or ())
                 started = time.perf_counter()
             if i + 1 == len(log.samples):

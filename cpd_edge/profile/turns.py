@@ -22,10 +22,10 @@ from cpd_edge.types import Widths
 SMALLER = 4
 """The reference is the network at this fraction of every width: the dense one would take the caches from the small
 networks, and would itself find them taken."""
-TURN_NS, LEAD = 20_000_000, 3
-"""How long one turn lasts, at least one inference: shorter than the machine keeps a state of its own. So many
-inferences come before it that do not count: an engine is to be timed with the caches to itself."""
-TURNS_S, HELD_OUT_S = 0.3, 0.8
+TURN_NS, LEAD = 5_000_000, 3
+"""How long one turn lasts, at least one inference: shorter than the machine keeps a state of its own; inferences, at
+least, that come before it and do not count: an engine is to be timed with the caches to itself."""
+TURNS_S, HELD_OUT_S = 0.4, 0.9
 """How long a network and the reference take turns; a held-out one is what the table is judged by, and gets longer."""
 WARM_NS = 60_000_000
 """How long a new engine runs before: it touches each input of its ring, and its memory, for the first time."""
@@ -39,9 +39,9 @@ BATCHES, TRIMMED = 4, 0.1
 """Runs of turns that the noise is judged by; share of turns that is left out at either end."""
 DISTURBED = 0.5
 """Involuntary context switches for each inference from which a sample is measured once more."""
-ODD, USUAL = 0.06, 6
-"""So does one whose kernels and turns disagree by so much more than usual: one of them met a slow machine. What is
-usual is known after so many networks."""
+ODD, NEAR, ALIKE = 0.06, 1.2, 3
+"""So is one whose kernels and turns agree by so much less than those of networks of about its latency, up to such a
+factor apart, so many of them at least: either met a slow machine."""
 
 
 class Runner(Protocol):
@@ -86,10 +86,13 @@ class _Window:
         """Whether other work took the CPU too often."""
         return self.switches > DISTURBED * self.inferences
 
-    @property
-    def share(self) -> float:
-        """Logarithm of what the profiler's kernels take of `total_ms`, which varies little between networks."""
-        return float(np.log(max(self.times.whole_ms, 1e-9) / self.total_ms))
+    def odd(self, before: Sequence[Sample]) -> float:
+        """How far the share that kernels have of the whole is from that of networks of about the same latency."""
+        near = [s for s in before if 1 / NEAR < s.total_ms / self.total_ms < NEAR]
+        if len(near) < ALIKE:
+            return 0.0
+        usual = np.median([np.log(max(sum(s.ms.values()) + s.rest_ms, 1e-9) / s.total_ms) for s in near])
+        return float(abs(np.log(max(self.times.whole_ms, 1e-9) / self.total_ms) - usual))
 
     @property
     def total_ms(self) -> float:
@@ -125,7 +128,6 @@ class Bench:
         self._build, self._make_runner, self._attribution = build, make_runner, attribution
         self._groups, self._repeats, self._clock = groups, repeats, clock
         self._reference: Runner | None = None
-        self._shares: list[float] = []
         self.fused: Fusions | None = None
 
     def fuse(self, fused: Fusions) -> None:
@@ -133,8 +135,13 @@ class Bench:
         self.fused = fused
         self._attribution = self._attribution.fused(fused)
 
-    def measure(self, widths: Mapping[str, int], held_out: bool) -> Sample:
+    def measure(self, widths: Mapping[str, int], held_out: bool, before: Sequence[Sample] = ()) -> Sample:
         """Latency of a network and of its regions, beside the reference's; once more where it was disturbed.
+
+        Args:
+            widths: by group.
+            held_out: it is measured longer.
+            before: what was measured of other networks.
 
         Raises:
             TableError: the profiler's kernels belong to no region.
@@ -144,13 +151,11 @@ class Bench:
         runner = self._make_runner(data, False)
         try:
             seen = self._window(runner, reference, data, held_out)
-            if seen.disturbed or self._odd(seen) > ODD:
+            if seen.disturbed or seen.odd(before) > ODD:
                 again = self._window(runner, reference, data, held_out)
-                better = (again.disturbed, self._odd(again)) < (seen.disturbed, self._odd(seen))
-                seen = again if better else seen
+                seen = min(seen, again, key=lambda window: (window.disturbed, window.odd(before)))
         finally:
             runner.close()
-        self._shares.append(seen.share)
         times = seen.times
         if not sum(times.ms.values()) > 0:
             raise TableError(
@@ -162,10 +167,6 @@ class Bench:
             rest_ms=times.unattributed_ms + times.reformats_ms, total_ms=seen.total_ms,
             reference_ms=seen.reference_ms, held_out=held_out, reformats_ms=times.reformats_ms, noise=seen.noise,
         )  # fmt: skip
-
-    def _odd(self, seen: _Window) -> float:
-        """How far a window's share is from the usual one."""
-        return abs(seen.share - float(np.median(self._shares))) if len(self._shares) >= USUAL else 0.0
 
     def _opened(self) -> Runner:
         """The reference, warm."""

@@ -69,7 +69,7 @@ def test_states_of_the_machine_do_not_reach_a_ratio(held_out: bool) -> None:
     off = []
     for seed in range(20):
         sample = bench(Machine(seed, 1.3)).measure({"a": 24}, held_out)
-        off.append(sample.total_ms / sample.reference_ms / (24 / 64) - 1)
+        off.append(sample.total_ms / sample.reference_ms / (24 / 16) - 1)
     assert np.std(off) < (0.012 if held_out else 0.02)
     assert abs(np.mean(off)) < 0.01
 
@@ -84,7 +84,7 @@ def test_inferences_that_lose_the_cpu_do_not_reach_a_ratio() -> None:
     """One inference in three hundred is held up for 4 ms, sixty times as long as it takes: no turn is moved by it."""
     for seed in range(3):
         sample = bench(Machine(seed, 1.0, preempted=1 / 300)).measure({"a": 1}, False)
-        assert sample.total_ms / sample.reference_ms == pytest.approx(1 / 64, rel=0.02)
+        assert sample.total_ms / sample.reference_ms == pytest.approx(1 / 16, rel=0.02)
 
 
 def test_noise_tells_how_far_off_a_ratio_is() -> None:

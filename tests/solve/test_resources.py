@@ -15,7 +15,7 @@ from cpd_edge.solve.infeasible import floor
 from cpd_edge.solve.milp import best, reach, solve
 from cpd_edge.solve.pose import Elsewhere, Variant, candidate_widths, losses, problem_from
 from cpd_edge.solve.problem import Load, Problem, RegionCost, Resource, latency
-from cpd_edge.types import Amount, Importance, Quantity, Region
+from cpd_edge.types import STRAIGHT, Amount, Importance, Quantity, Region
 
 
 def choices(problem: Problem) -> Iterator[dict[str, int]]:
@@ -185,6 +185,7 @@ class Formula:
 
     def __init__(self, regions: tuple[Region, ...], ranges: Mapping[str, tuple[int, int]], pace: float = 1.0) -> None:
         self.regions, self.ranges, self.fixed_ms, self.pace = regions, ranges, 0.25, pace
+        self.bend = STRAIGHT
 
     def points(self, name: str, widths: Mapping[str, np.ndarray]) -> np.ndarray:
         region = next(r for r in self.regions if r.name == name)

@@ -19,7 +19,7 @@ from cpd_edge.solve.infeasible import floor
 from cpd_edge.solve.milp import solve
 from cpd_edge.solve.pose import candidate_widths, losses, plan_from, problem_from
 from cpd_edge.solve.problem import Concat, Problem, RegionCost, latency
-from cpd_edge.types import Importance, Region
+from cpd_edge.types import STRAIGHT, Importance, Region
 
 
 def choices(problem: Problem) -> list[dict[str, int]]:
@@ -124,6 +124,7 @@ class TrueCost:
 
     def __init__(self, regions: tuple[Region, ...], ranges: Mapping[str, tuple[int, int]]) -> None:
         self.regions, self.ranges, self.fixed_ms = regions, ranges, 0.25
+        self.bend = STRAIGHT
 
     def points(self, name: str, widths: Mapping[str, np.ndarray]) -> np.ndarray:
         region = next(r for r in self.regions if r.name == name)
