@@ -33,8 +33,10 @@ from cpd_edge.measure import stats
 from cpd_edge.measure.protocol import Protocol, compare, measure
 from cpd_edge.measure.runtimes import ModelRunner
 from cpd_edge.measure.sensing import observed, sensing
+from cpd_edge.measure.site import site_of
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
+from cpd_edge.pipeline.kept import keep_bench, kept_bench
 from cpd_edge.pipeline.loop import close_loop
 from cpd_edge.pipeline.opening import open_model
 from cpd_edge.pipeline.plans import on_device, plan_for, plans_for
@@ -55,7 +57,7 @@ from cpd_edge.pipeline.steps import (
 )
 from cpd_edge.pipeline.subject import Subject, save_groups
 from cpd_edge.profile.table import LatencyTable, table_folder
-from cpd_edge.types import Constraints, Importance, Interval, Plan
+from cpd_edge.types import Comparison, Constraints, Importance, Interval, Plan
 
 QUICK = Protocol(limit_s=6.0, target=0.01)
 """Protocol of the rounds of the loop."""
@@ -210,29 +212,37 @@ class Job:
         asked = self.request
         return open_model(asked.device, asked.runtime, model, threads=asked.threads, precision=precision)
 
-    def window(
-        self, candidate: bytes, protocol: Protocol, tell: Callable[[float, str], None], keep: bool
-    ) -> aim.Window:
-        """Times a candidate against the dense engine in ABBA blocks; keeps the raw samples if asked to.
+    def window(self, candidate: bytes, tell: Callable[[float, str], None]) -> aim.Window:
+        """Times a candidate against the dense engine by the short protocol."""
+        with self.engine("dense") as a, contextlib.closing(self.opened(candidate, self.request.precision)) as b:
+            found = compare(a, b, ("dense", "pruned"), QUICK, self.request.budget.quantile, progress=tell)
+        return aim.judge(found, self.request.budget)
 
-        What is kept comes with what sensors said meanwhile: numbers of a device that slowed itself down are void.
+    def bench(self, tell: Callable[[float, str], None]) -> Comparison:
+        """Times the shipped engine against the dense one by the full protocol, and keeps the raw samples.
+
+        They come with what sensors said meanwhile: numbers of a device that slowed itself down are void.
         """
-        budget = self.request.budget
-        with (
-            self.engine("dense") as a,
-            contextlib.closing(self.opened(candidate, self.request.precision)) as b,
-            sensing(b) if keep else contextlib.nullcontext() as sensors,
-        ):
-            found = compare(a, b, ("dense", "pruned"), protocol, budget.quantile, progress=tell)
-            seen = observed(sensors, found.b) if sensors is not None else {}
-        if keep:
-            self.run.save_measurement(found.a)
-            self.run.save_measurement(found.b)
-            self.run.update(
-                environment=found.b.environment, steady=found.a.steady and found.b.steady, stop=found.b.stop,
-                throttling=seen["throttling"], void=seen["void"],
-            )  # fmt: skip
-        return aim.judge(found, budget)
+        quantile = self.request.budget.quantile
+        with self.engine("dense") as a, self.engine("pruned") as b, sensing(b) as sensors:
+            found = compare(a, b, ("dense", "pruned"), FULL, quantile, progress=tell)
+            seen = observed(sensors, found.b)
+        self.run.save_measurement(found.a)
+        self.run.save_measurement(found.b)
+        self.run.update(
+            environment=found.b.environment, steady=found.a.steady and found.b.steady, stop=found.b.stop,
+            throttling=seen["throttling"], void=seen["void"],
+        )  # fmt: skip
+        return found
+
+    def benched(self, step: int) -> tuple[Comparison, Parity] | None:
+        """The bench of a step's student that an earlier life of this run finished, where it holds here and now."""
+        if not (self.run / "pruned.onnx").exists():
+            return None
+        with self.engine("pruned") as runner:
+            moment = site_of([runner], time.perf_counter_ns, time.sleep).moment()
+            here = {**runner.environment, **moment, "protocol": FULL.words}
+        return kept_bench(self.run, self.checkpoints, step, here)
 
     def gain(self) -> dict[str, Any]:
         """What was gained over the dense network in fp32, by pruning and by the precision together.
@@ -270,7 +280,7 @@ class Job:
     def tried(self, subject: Subject, plan: Plan) -> aim.Window:
         """Builds a plan, untrained, and times it by the short protocol."""
         with self.stage("measure rounds") as tell:
-            return self.window(subject.build_plan(plan.kept), QUICK, tell, keep=False)
+            return self.window(subject.build_plan(plan.kept), tell)
 
     def chosen(
         self,
@@ -373,7 +383,7 @@ class Job:
             log = list(self.run.record.get("round_log", []))
             judged = None
             if not any(row.get("step") == index for row in log):
-                judged = self.judged(subject, student)
+                judged = self.judged(subject, student, index)
                 window = judged[0]
                 if window.verdict == "PASS" or len(log) >= self.request.rounds:
                     return *judged, student
@@ -383,18 +393,22 @@ class Job:
                 log.append(row)
                 self.run.update(round_log=log)
             if len(log) >= self.request.rounds:
-                return *(judged or self.judged(subject, student)), student
+                return *(judged or self.judged(subject, student, index)), student
             try:
                 student = self.step(index + 1, total, subject, table, student)
             except InfeasibleError as error:
                 self.run.update(reason=error.what, floor_ms=error.floor_ms, binding=error.binding)
-                return *(judged or self.judged(subject, student)), student
+                return *(judged or self.judged(subject, student, index)), student
             index += 1
 
-    def judged(self, subject: Subject, student: Student) -> tuple[aim.Window, Parity]:
-        """Ships a student and times it by the full protocol."""
-        with self.stage("deploy"):
-            parity = self.ship("pruned", subject, student.network)
-        with self.stage("bench") as tell:
-            window = self.window((self.run / "pruned.onnx").read_bytes(), FULL, tell, keep=True)
-        return window, parity
+    def judged(self, subject: Subject, student: Student, step: int) -> tuple[aim.Window, Parity]:
+        """Ships a step's student and times it by the full protocol, unless that was done before the run was stopped."""
+        done = self.benched(step)
+        if done is None:
+            with self.stage("deploy"):
+                parity = self.ship("pruned", subject, student.network)
+            with self.stage("bench") as tell:
+                done = self.bench(tell), parity
+            keep_bench(self.run, self.checkpoints, step, *done)
+        found, parity = done
+        return aim.judge(found, self.request.budget), parity

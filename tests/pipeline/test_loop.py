@@ -174,7 +174,7 @@ class Finishing(Job):
         super().__init__(Request("net", "data", budget, steps=1, rounds=3), run, SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
         self.verdicts, self.infeasible, self.judgements = verdicts, infeasible, 0
 
-    def judged(self, subject: Any, student: Any) -> Any:
+    def judged(self, subject: Any, student: Any, step: int) -> Any:
         self.judgements += 1
         latency = Interval(5.1, 5.0, 5.2, 400)
         return Window(latency, latency, latency, 5.0, self.verdicts.pop(0)), "parity"  # type: ignore[arg-type]
