@@ -63,6 +63,8 @@ QUICK = Protocol(limit_s=6.0, target=0.01)
 """Protocol of the rounds of the loop."""
 FULL = Protocol(limit_s=45.0, target=0.01, min_blocks=20)
 """Protocol of the verdict."""
+NEARLY = 0.99
+"""How far a stage is at most before it ends: files are still to be written when the last of its work is told."""
 FIRST_SHARE = 0.4
 """Share of the distillation that the steps before the last one get together."""
 
@@ -80,12 +82,19 @@ class Job:
         return load_student(self.checkpoints, START)
 
     @contextlib.contextmanager
+    def shown(self, name: str) -> Iterator[None]:
+        """Tells of a stage that the record does not time."""
+        self._tell(name, 0.0, "")
+        yield
+        self._tell(name, 1.0, "")
+
+    @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Callable[[float, str], None]]:
-        """Times a stage into the record, also when it is interrupted, and gives its progress."""
+        """Times a stage into the record, also when it is interrupted, and gives its progress: done is what has ended."""
         started = time.perf_counter()
         self._tell(name, 0.0, "")
         try:
-            yield lambda fraction, text: self._tell(name, fraction, text)
+            yield lambda fraction, text: self._tell(name, min(fraction, NEARLY), text)
         finally:
             seconds = dict(self.run.record["seconds"])
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 2)
@@ -257,9 +266,10 @@ class Job:
             with self.stage("bench") as tell, self.engine("pruned") as b:
                 names, differ = ("dense-fp32", "pruned"), ("precision", "providers")
                 found = compare(a, b, names, QUICK, budget.quantile, progress=tell, across=differ)
-            metric = self.task.metric()
-            for images, targets in self.task.val_loader(128):
-                self.task.update(metric, torch.from_numpy(a.outputs(images.numpy())), targets)
+            with self.stage("evaluate"):
+                metric = self.task.metric()
+                for images, targets in self.task.val_loader(128):
+                    self.task.update(metric, torch.from_numpy(a.outputs(images.numpy())), targets)
         latency = stats.quantile_interval(found.a.samples_ns / 1e6, budget.quantile)
         return {"fp32": {"latency_ms": latency, "speedup": found.speedup, "metric": metric.compute()}}
 
@@ -273,7 +283,8 @@ class Job:
         pace, limit_ms = dense.estimate / table.predict(subject.widths), aim.limit_of(self.request.budget, dense)
         alike = Importance({name: np.ones(n) for name, n in subject.widths.items()})
         try:
-            plan_for(subject, table, alike, limit_ms / pace, None, self.request.constraints)
+            with self.stage("solve"):
+                plan_for(subject, table, alike, limit_ms / pace, None, self.request.constraints)
         except InfeasibleError as error:
             raise on_device(error, subject.regions, subject.widths, pace, limit_ms, 0.0) from error
 
@@ -325,7 +336,7 @@ class Job:
                 plan = self.intermediate(index, total, subject, table, importance, student)
             store.write_json(planned, plan)
         epochs = self.epochs(index, total)
-        with self.stage("distil"):
+        with self.stage("distil") as tell:
             student = cut_student(subject, student, plan, self.task, self.request)
             student = teach(
                 subject,
@@ -335,7 +346,7 @@ class Job:
                 epochs=epochs,
                 step=index,
                 checkpoint=self.checkpoints / f"{name}-training.pt",
-                progress=self._tell,
+                progress=lambda _, fraction, text: tell(fraction, text),
             )
             save_student(self.checkpoints, name, student)
         return student

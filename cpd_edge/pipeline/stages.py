@@ -54,8 +54,10 @@ def run(
         CpdError: bad input, before any work; or a stage that failed, with what it was.
         InfeasibleError: no plan meets the budget; the record and the report say so too.
     """
+    tell = progress or (lambda stage, fraction, text: None)
     require_runtime(request.runtime, request.device)
     torch.manual_seed(request.seed)
+    tell("load", 0.0, "")
     task = data or load_task(
         request.data,
         seed=request.seed,
@@ -64,6 +66,7 @@ def run(
     )
     record = _opened(request, folder, resume)
     if record is not None and "verdict" in record.record:
+        tell("load", 1.0, "")
         return record, _finished(record)
     traced = None
     if start is None and (record is None or not (record / "dense.pt2").exists()):
@@ -75,7 +78,8 @@ def run(
         record.update(command=command, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     if start is not None:
         begin(record, start)
-    job = Job(request, record, task, progress or (lambda stage, fraction, text: None))
+    tell("load", 1.0, "")
+    job = Job(request, record, task, tell)
     try:
         network = _stages(job, model, traced)
     except InfeasibleError as error:
@@ -138,7 +142,8 @@ def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Networ
         student = job.step(index, job.request.steps, subject, table, student)
     assert student is not None
     window, parity, student = job.finish(subject, table, student)
-    store.write_with(job.run / "pruned.pt2", lambda path: networks.save(student.network, path))
+    with job.stage("save"):
+        store.write_with(job.run / "pruned.pt2", lambda path: networks.save(student.network, path))
     store.write_json(job.run / "plan.json", {"format": store.FORMAT, **dict(store.plain(student.plan))})  # type: ignore[call-overload]
     outcome.write(job, subject, table, student, window, parity)
     return student.network

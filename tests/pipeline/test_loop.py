@@ -166,6 +166,18 @@ def test_an_interrupted_loop_goes_on_with_the_next_round(loop: Any) -> None:
     assert again.widths == plan.widths
 
 
+def test_a_stage_is_done_when_it_has_ended(tmp_path: Path) -> None:
+    """However far its work says it is: what follows that work is told as part of it, not passed over in silence."""
+    told: list[float] = []
+    request, run = Request("net", "data", Budget(speedup=2)), Run.create(tmp_path, {"seconds": {}})
+    job = Job(request, run, SimpleNamespace(), lambda stage, fraction, text: told.append(fraction))  # type: ignore[arg-type]
+    with job.stage("bench") as tell:
+        tell(0.5, "half of it")
+        tell(1.0, "all samples are there")
+        assert max(told) < 1
+    assert (told[:2], told[-1]) == ([0.0, 0.5], 1.0)
+
+
 class Finishing(Job):
     """A job at its end: students are numbers, the verdict and the next step are given."""
 

@@ -53,6 +53,13 @@ def test_the_record_has_every_promised_key(finished: tuple[Run, Done]) -> None:
     assert Path(record["run"]).name == finished[0].folder.name
 
 
+def test_all_that_takes_time_is_told(finished: tuple[Run, Done]) -> None:
+    """From the first second to the last some stage is named, and what the record can still hold is timed in it."""
+    told = [line.split()[0] for line in finished[1].err.splitlines() if line.endswith(" s")]
+    assert (told[0], told[-7:]) == ("load", ["deploy", "bench", "save", "evaluate", "layers", "verify", "report"])
+    assert set(finished[1].json["seconds"]) >= set(told) - {"load", "dense", "measure", "report"}
+
+
 def test_the_metric_is_the_tasks(classified: tuple[Run, Done], segmented: tuple[Run, Done]) -> None:
     """Classification is judged by accuracy, segmentation by mIoU; both lie in 0 to 1."""
     assert (classified[1].json["metric"], segmented[1].json["metric"]) == ("accuracy", "mIoU")
