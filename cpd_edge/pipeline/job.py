@@ -62,7 +62,7 @@ from cpd_edge.types import Comparison, Constraints, Importance, Interval, Plan
 QUICK = Protocol(limit_s=6.0, target=0.01)
 """Protocol of the rounds of the loop."""
 FULL = Protocol(limit_s=45.0, target=0.01, min_blocks=20)
-"""Protocol of the verdict."""
+"""Protocol of the verdict, where the request says nothing else of it."""
 NEARLY = 0.99
 """How far a stage is at most before it ends: files are still to be written when the last of its work is told."""
 FIRST_SHARE = 0.4
@@ -80,6 +80,12 @@ class Job:
     def start(self) -> Student | None:
         """The student of another run that this one begins with, or None: the dense network."""
         return load_student(self.checkpoints, START)
+
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol of this run's verdict."""
+        asked = {"limit_s": self.request.limit_s, "target": self.request.target}
+        return replace(FULL, **{name: value for name, value in asked.items() if value is not None})
 
     @contextlib.contextmanager
     def shown(self, name: str) -> Iterator[None]:
@@ -234,7 +240,7 @@ class Job:
         """
         quantile = self.request.budget.quantile
         with self.engine("dense") as a, self.engine("pruned") as b, sensing(b) as sensors:
-            found = compare(a, b, ("dense", "pruned"), FULL, quantile, progress=tell)
+            found = compare(a, b, ("dense", "pruned"), self.protocol, quantile, progress=tell)
             seen = observed(sensors, found.b)
         self.run.save_measurement(found.a)
         self.run.save_measurement(found.b)
@@ -250,7 +256,7 @@ class Job:
             return None
         with self.engine("pruned") as runner:
             moment = site_of([runner], time.perf_counter_ns, time.sleep).moment()
-            here = {**runner.environment, **moment, "protocol": FULL.words}
+            here = {**runner.environment, **moment, "protocol": self.protocol.words}
         return kept_bench(self.run, self.checkpoints, step, here)
 
     def gain(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def run(
     start: Path | None = None,
     command: str = "",
     progress: Progress | None = None,
+    begun: Callable[[], None] | None = None,
 ) -> tuple[store.Run, Network]:
     """Runs the main job, or goes on with it, and writes the report.
 
@@ -46,6 +48,7 @@ def run(
             are what this one begins with.
         command: what was typed, for the record.
         progress: gets stage, fraction and message.
+        begun: called when the folder holds the run, before the long work.
 
     Returns:
         The run, and the pruned network.
@@ -79,6 +82,8 @@ def run(
     if start is not None:
         begin(record, start)
     tell("load", 1.0, "")
+    if begun is not None:
+        begun()
     job = Job(request, record, task, tell)
     try:
         network = _stages(job, model, traced)

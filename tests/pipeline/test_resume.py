@@ -239,7 +239,24 @@ def test_ctrl_c_prints_the_command_that_goes_on(shell: Shell) -> None:
     done = call.done()
     assert done.code == 130, done.err
     assert "Go on with:" in done.err and "Traceback" not in done.err
+    assert "kept in stopped; should it stop, the same command with --resume goes on" in done.err.splitlines()
     command = shlex.split(done.err.strip().splitlines()[-1])
     assert command[0] == "cpd-edge" and command[-1] == "--resume"
     again = shell(*command[1:])
     assert again.code == EXIT_CODES[Run(shell.folder / "stopped").record["verdict"]], again.err
+
+
+def test_a_run_whose_folder_was_not_named_says_early_where_it_is(shell: Shell) -> None:
+    """A new user is told the folder, and what to add, before the long work; Ctrl-C names the same folder."""
+    where = shell.folder / "unnamed"
+    where.mkdir()
+    (where / "mine.py").write_bytes((shell.folder / "mine.py").read_bytes())
+    call = shell.start(*PRUNE, "--speedup", "1.3", *QUICK, "--profiles", "tables", folder=where)
+    call.wait_until(lambda: any(where.glob("tables/**/*.jsonl")))
+    call.send(signal.SIGINT)
+    done = call.done()
+    (run,) = (path.parent.relative_to(where) for path in where.glob("runs/*/run.json"))
+    said = [i for i, line in enumerate(done.err.splitlines()) if f"the same command with --out {run} --resume" in line]
+    stages = [i for i, line in enumerate(done.err.splitlines()) if line.startswith("comb ")]
+    assert len(said) == 1 and said[0] < stages[0]
+    assert done.err.strip().endswith(f"--out {run} --resume")

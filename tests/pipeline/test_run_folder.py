@@ -153,6 +153,14 @@ def test_report_names_the_verdict_and_both_ratios(finished: tuple[Run, Done]) ->
     assert run.record["verdict"] in text and "MACs" in text
 
 
+def test_the_final_bench_stops_where_it_is_told_to(shell: Shell) -> None:
+    """A target that no window reaches: the time limit ends it, and both are in the record."""
+    words = ("--limit-s", "0.3", "--target", "0.000001", "--out", "short", "--json")
+    record = shell(*PRUNE, "--speedup", "1.3", *QUICK, *words).json
+    assert record["stop"].startswith("time limit of 0.3 s: ")
+    assert (record["request"]["limit_s"], record["request"]["target"]) == (0.3, 0.000001)
+
+
 def test_a_budget_that_the_dense_engine_meets_needs_no_pruning(shell: Shell) -> None:
     """Above the dense latency the answer is 'already meets', PASS, exit 0, with engine, module and report."""
     done = shell(*PRUNE, "--budget-ms", "1000", *QUICK, "--out", "met")
