@@ -20,6 +20,7 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -175,6 +176,13 @@ class Run:
     def load_measurement(self, name: str) -> Measurement:
         """Inverse of `save_measurement`."""
         return measurement_from(read_json(self / f"samples/{name}.json"))
+
+
+def resumed(command: str, folder: Path) -> str:
+    """The command that goes on with what a command began in a folder."""
+    words = [w for w in shlex.split(command) if w != "--resume"]
+    named = any(w == "--out" or w.startswith("--out=") for w in words)
+    return shlex.join([*words, *([] if named else ["--out", str(folder)]), "--resume"])
 
 
 def measurement_from(data: Mapping[str, Any]) -> Measurement:

@@ -42,6 +42,7 @@ from cpd_edge.cli.table_commands import register as register_tables
 from cpd_edge.cli.text import comb_text, doctor_text, doctor_there_text, gpu_text, profiles_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError, UsageError
+from cpd_edge.store import resumed
 from cpd_edge.types import EXIT_CODES, VOID, Budget, Limits
 
 CRASHED = 70
@@ -311,20 +312,13 @@ register_devices(app)
 register_tables(app)
 
 
-def resumed(command: str, folder: Path) -> str:
-    """The command that goes on with an interrupted one."""
-    words = [w for w in shlex.split(command) if w != "--resume"]
-    named = any(w == "--out" or w.startswith("--out=") for w in words)
-    return shlex.join([*words, *([] if named else ["--out", str(folder)]), "--resume"])
-
-
 def kept_in(folder: Path, out: Path | None) -> str:
     """Where a run is kept, and what goes on with it, whether or not its folder was named."""
     added = "--resume" if out is not None else f"--out {shlex.quote(str(folder))} --resume"
     return f"kept in {folder}; should it stop, the same command with {added} goes on"
 
 
-register_sweep(app, prune, resumed, kept_in)
+register_sweep(app, prune, kept_in)
 
 
 def main() -> None:

@@ -15,19 +15,15 @@ import typer
 from cpd_edge.cli.console import Interrupted, show, told
 from cpd_edge.cli.options import Data, Json, Model, Quantile, numbers
 from cpd_edge.cli.text import sweep_text
+from cpd_edge.store import resumed
 from cpd_edge.types import EXIT_CODES, VOID
 
 OWN = ("budget_ms", "speedup", "quantile", "tolerance", "model", "data", "out", "resume", "as_json")
 """Parameters of `prune` that are no settings, or that a sweep has in its own way."""
 
 
-def register(
-    app: typer.Typer,
-    prune: Callable[..., None],
-    resumed: Callable[[str, Path], str],
-    kept_in: Callable[[Path, Path | None], str],
-) -> None:
-    """Adds the command, with the settings that `prune` has, and its words on where things are and how they go on."""
+def register(app: typer.Typer, prune: Callable[..., None], kept_in: Callable[[Path, Path | None], str]) -> None:
+    """Adds the command, with the settings that `prune` has, and its words on where a run is kept."""
 
     def sweep(
         model: Model,
