@@ -96,7 +96,7 @@ class Job:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Callable[[float, str], None]]:
-        """Times a stage into the record, also when it is interrupted, and gives its progress: done is what has ended."""
+        """Times a stage into the record, also when it is interrupted, and gives its progress; its end is its last."""
         started = time.perf_counter()
         self._tell(name, 0.0, "")
         try:
@@ -413,9 +413,11 @@ class Job:
                 return *(judged or self.judged(subject, student, index)), student
             try:
                 student = self.step(index + 1, total, subject, table, student)
-            except InfeasibleError as error:
+            except InfeasibleError as found:
+                judged = judged or self.judged(subject, student, index)
+                error = aim.in_speedups(found, self.request.budget, judged[0].dense.estimate)
                 self.run.update(reason=error.what, floor_ms=error.floor_ms, binding=error.binding)
-                return *(judged or self.judged(subject, student, index)), student
+                return *judged, student
             index += 1
 
     def judged(self, subject: Subject, student: Student, step: int) -> tuple[aim.Window, Parity]:

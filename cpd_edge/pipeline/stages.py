@@ -18,7 +18,7 @@ from cpd_edge.intake.models import RandomWeightsWarning, load_model
 from cpd_edge.intake.tasks import Task, check_model, load_task
 from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.network import Network
-from cpd_edge.pipeline import outcome
+from cpd_edge.pipeline import aim, outcome
 from cpd_edge.pipeline.job import Job
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import START, Progress, Student, plan_from_json, save_student
@@ -87,13 +87,14 @@ def run(
     job = Job(request, record, task, tell)
     try:
         network = _stages(job, model, traced)
-    except InfeasibleError as error:
+    except InfeasibleError as found:
+        error = aim.in_speedups(found, request.budget, record.record["dense_latency_ms"]["estimate"])
         record.update(
             verdict="FAIL", reason=error.what, floor_ms=error.floor_ms, binding=error.binding, hint=error.hint
         )
         write_report(folder)
         _tidy(record)
-        raise
+        raise error from found
     _tidy(record)
     return record, network
 

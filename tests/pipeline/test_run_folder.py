@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,10 @@ def test_a_budget_that_no_plan_meets_names_the_floor(shell: Shell, steps: str) -
     assert f"{record['floor_ms']:.4g} ms" in record["reason"] and record["binding"][0] in record["reason"]
     assert (shell.folder / f"infeasible-{steps}" / "report.html").is_file()
     assert "Traceback" not in done.err and "--budget-ms" in done.err
+    reached = record["dense_latency_ms"]["estimate"] / record["floor_ms"]
+    said = float(re.search(r"that is (\S+) x faster than dense, 1000 x was asked for", record["reason"])[1])  # type: ignore[index]
+    asked = float(re.search(r"ask for --speedup (\S+) or less, or --budget-ms", record["hint"])[1])  # type: ignore[index]
+    assert reached - 0.01 <= said <= reached and asked < said
     assert (again := shell(*words, "--resume")).code == 1 and again.json == record
 
 
