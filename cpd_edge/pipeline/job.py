@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -321,7 +321,7 @@ class Job:
             plans = plans_for(*asked, self.request.refine)
         with self.stage("refine") as tell:
             plan, tried = refined(subject, student, plans, self.task, self.request, tell)
-        self.run.update(refined=[*self.run.record.get("refined", []), tried])
+        self.run.update(refined=[*(r for r in self.run.record.get("refined", []) if not same_choice(r, tried)), tried])
         return plan
 
     def step(self, index: int, total: int, subject: Subject, table: LatencyTable, student: Student | None) -> Student:
@@ -431,3 +431,9 @@ class Job:
             keep_bench(self.run, self.checkpoints, step, *done)
         found, parity = done
         return aim.judge(found, self.request.budget), parity
+
+
+def same_choice(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two trials of plans are of one choice: a run that was stopped behind it makes it again."""
+    (limit_a, plans_a), (limit_b, plans_b) = ((t["limit_ms"], [p["objective"] for p in t["plans"]]) for t in (a, b))
+    return bool(limit_a == limit_b and plans_a == plans_b)

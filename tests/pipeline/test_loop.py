@@ -178,6 +178,20 @@ def test_a_stage_is_done_when_it_has_ended(tmp_path: Path) -> None:
     assert (told[:2], told[-1]) == ([0.0, 0.5], 1.0)
 
 
+def test_a_choice_that_is_made_again_is_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was stopped between a choice and its file chooses again; other choices stay beside it."""
+    tried = [{"limit_ms": 5.0, "taken": 0, "plans": [{"objective": x, "loss": x}]} for x in (0.1, 0.1, 0.2)]
+    tried[1]["plans"][0]["loss"] = 0.11  # type: ignore[index]
+    given = iter(tried)
+    monkeypatch.setattr(jobs, "plans_for", lambda *_: ())
+    monkeypatch.setattr(jobs, "refined", lambda *_: ("plan", next(given)))
+    run = Run.create(tmp_path, {})
+    job = Job(Request("net", "data", Budget(speedup=2), refine=3), run, SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
+    for _ in tried:
+        job.chosen(*(None for _ in range(6)))  # type: ignore[arg-type]
+    assert Run(tmp_path).record["refined"] == tried[1:]
+
+
 class Finishing(Job):
     """A job at its end: students are numbers, the verdict and the next step are given."""
 
