@@ -16,7 +16,6 @@ Format history: 1, the first.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -80,7 +79,17 @@ def held(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
     Args:
         folder: made if it is not there.
         waiting: called once before waiting for another process.
+
+    Raises:
+        StoreError: the system has no such locks, as Windows.
     """
+    try:
+        import fcntl
+    except ImportError:
+        raise StoreError(
+            f"{folder} is written to by several processes, and this system has no locks for that",
+            hint="run it on Linux; on Windows that is WSL",
+        ) from None
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:  # the system drops the lock with the process that has it
         try:
