@@ -16,10 +16,10 @@ Format history: 1, the first.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -79,7 +79,17 @@ def held(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
     Args:
         folder: made if it is not there.
         waiting: called once before waiting for another process.
+
+    Raises:
+        StoreError: the system has no such locks, as Windows.
     """
+    try:
+        import fcntl
+    except ImportError:
+        raise StoreError(
+            f"{folder} is written to by several processes, and this system has no locks for that",
+            hint="run it on Linux; on Windows that is WSL",
+        ) from None
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:  # the system drops the lock with the process that has it
         try:
@@ -175,6 +185,13 @@ class Run:
     def load_measurement(self, name: str) -> Measurement:
         """Inverse of `save_measurement`."""
         return measurement_from(read_json(self / f"samples/{name}.json"))
+
+
+def resumed(command: str, folder: Path) -> str:
+    """The command that goes on with what a command began in a folder."""
+    words = [w for w in shlex.split(command) if w != "--resume"]
+    named = any(w == "--out" or w.startswith("--out=") for w in words)
+    return shlex.join([*words, *([] if named else ["--out", str(folder)]), "--resume"])
 
 
 def measurement_from(data: Mapping[str, Any]) -> Measurement:

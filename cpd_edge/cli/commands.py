@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,7 @@ from cpd_edge.cli.table_commands import register as register_tables
 from cpd_edge.cli.text import comb_text, doctor_text, doctor_there_text, gpu_text, profiles_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError, UsageError
+from cpd_edge.store import resumed
 from cpd_edge.types import EXIT_CODES, VOID, Budget, Limits
 
 CRASHED = 70
@@ -104,6 +106,13 @@ def prune(
     refine: Annotated[
         int, typer.Option(help="best plans that each choice tries on calibration data; 1: the solver's own is taken")
     ] = 1,
+    limit_s: Annotated[
+        float | None, typer.Option(help="longest time to sample in the final bench [s]; 45 if not given")
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(help="relative half-width of the interval to stop the final bench at; 0.01 if not given"),
+    ] = None,
     profiles: Annotated[str | None, typer.Option(help="folder of measured tables")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
@@ -158,12 +167,15 @@ def prune(
             max_size_mb=max_size_mb,
             max_memory_mb=max_memory_mb,
             refine=refine,
+            limit_s=limit_s,
+            target=target,
             profiles=profiles or str(tables_root()),
         )
         folder = out or new_folder(model)
         command = shlex.join(["cpd-edge", *sys.argv[1:]])
         try:
-            done, _ = run(request, folder, resume=resume, command=command, progress=progress)
+            begun = partial(say, kept_in(folder, out))
+            done, _ = run(request, folder, resume=resume, command=command, progress=progress, begun=begun)
         except KeyboardInterrupt:
             again = resumed(command, folder)
             raise Interrupted("interrupted; nothing finished is lost. Go on with:", hint=again) from None
@@ -300,14 +312,13 @@ register_devices(app)
 register_tables(app)
 
 
-def resumed(command: str, folder: Path) -> str:
-    """The command that goes on with an interrupted one."""
-    words = [w for w in shlex.split(command) if w != "--resume"]
-    named = any(w == "--out" or w.startswith("--out=") for w in words)
-    return shlex.join([*words, *([] if named else ["--out", str(folder)]), "--resume"])
+def kept_in(folder: Path, out: Path | None) -> str:
+    """Where a run is kept, and what goes on with it, whether or not its folder was named."""
+    added = "--resume" if out is not None else f"--out {shlex.quote(str(folder))} --resume"
+    return f"kept in {folder}; should it stop, the same command with {added} goes on"
 
 
-register_sweep(app, prune, resumed)
+register_sweep(app, prune, kept_in)
 
 
 def main() -> None:

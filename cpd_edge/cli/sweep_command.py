@@ -6,6 +6,7 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +15,15 @@ import typer
 from cpd_edge.cli.console import Interrupted, show, told
 from cpd_edge.cli.options import Data, Json, Model, Quantile, numbers
 from cpd_edge.cli.text import sweep_text
+from cpd_edge.store import resumed
 from cpd_edge.types import EXIT_CODES, VOID
 
 OWN = ("budget_ms", "speedup", "quantile", "tolerance", "model", "data", "out", "resume", "as_json")
 """Parameters of `prune` that are no settings, or that a sweep has in its own way."""
 
 
-def register(app: typer.Typer, prune: Callable[..., None], resumed: Callable[[str, Path], str]) -> None:
-    """Adds the command, with the settings that `prune` has."""
+def register(app: typer.Typer, prune: Callable[..., None], kept_in: Callable[[Path, Path | None], str]) -> None:
+    """Adds the command, with the settings that `prune` has, and its words on where a run is kept."""
 
     def sweep(
         model: Model,
@@ -38,7 +40,7 @@ def register(app: typer.Typer, prune: Callable[..., None], resumed: Callable[[st
         **settings: Any,
     ) -> None:
         """Prune MODEL to several budgets, each beginning where the wider one ended: metric against latency."""
-        with told(as_json) as (_, progress):
+        with told(as_json) as (say, progress):
             from cpd_edge.errors import StoreError
             from cpd_edge.pipeline import new_folder
             from cpd_edge.pipeline.request import Request, tables_root
@@ -54,7 +56,8 @@ def register(app: typer.Typer, prune: Callable[..., None], resumed: Callable[[st
             folder = out or new_folder(f"sweep-{model}")
             command = shlex.join(["cpd-edge", *sys.argv[1:]])
             try:
-                found = work(request, over, folder, resume=resume, command=command, progress=progress)
+                begun = partial(say, kept_in(folder, out))
+                found = work(request, over, folder, resume=resume, command=command, progress=progress, begun=begun)
             except KeyboardInterrupt:
                 again = resumed(command, folder)
                 raise Interrupted("interrupted; nothing finished is lost. Go on with:", hint=again) from None

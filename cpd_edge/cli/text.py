@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 _GIB = 1 << 30
+OUTLYING = "over 3 interquartile ranges off"
 BUSY = 20
 """Involuntary context switches a second from which a measurement says that it was disturbed."""
 
@@ -70,6 +72,7 @@ def comb_text(r: dict[str, Any]) -> str:
     widths = [g for g in r["groups"] if not g["depth"]]
     lines = [f"{g['units']:6d} units  {'exact  ' if g['exact'] else 'inexact'}  {g['name']}" for g in widths]
     lines += [f"     a branch          {g['name']}" for g in r["groups"] if g["depth"]]
+    lines += comb_legend([*(g["name"] for g in widths), *(f["axis"] for f in r["frozen"])])
     lines += ["frozen:"] if r["frozen"] else []
     lines += [
         f"{f['units']:6d} units  {f['axis']}: {f['reason']}{f' at {where}' if (where := f['source']) else ''}, "
@@ -78,9 +81,21 @@ def comb_text(r: dict[str, Any]) -> str:
     ]
     lines.append(
         f"{len(widths)} groups and {len(r['groups']) - len(widths)} branches that can go whole; "
-        f"{r['prunable_params_fraction']:.1%} of the parameters can be cut"
+        f"{portion(r['prunable_params_fraction'])} of the parameters can be cut, along at least one of their sides"
     )
     return "\n".join([*lines, *([f"drawing {r['drawing']}"] if "drawing" in r else [])])
+
+
+def comb_legend(names: Iterable[str]) -> list[str]:
+    """What the words beside groups mean, and what the numbers behind names do where there are some."""
+    numbered = any(name.rpartition(":")[2].isdecimal() for name in names)
+    more = "; NAME:2 and on: further axes of NAME's parameters, such as heads" if numbered else ""
+    return [f"exact: cutting units is the same as ignoring them; inexact: not quite, a statistic runs over them{more}"]
+
+
+def portion(share: float) -> str:
+    """A share in per cent; 100.0 % only where it is all."""
+    return f"{min(share, 0.999) if share < 1 else share:.1%}"
 
 
 def _share(value: float | None) -> str:
@@ -202,11 +217,21 @@ def load_lines(ms: dict[str, float]) -> list[str]:
 def doubt_lines(r: dict[str, Any]) -> list[str]:
     """What speaks against the numbers, in words; nothing where nothing does."""
     outliers, n = r.get("outliers", 0), r["latency_ms"]["n"]
-    lines = [] if r.get("steady", True) else ["  not steady: latency had a trend while it was measured; measure again"]
-    lines += [f"  {outliers} of {n} samples are outliers; they count"] if outliers else []
+    lines = [] if r.get("steady", True) else unsteady_lines(r)
+    lines += [f"  {outliers} of {n} samples are outliers: {OUTLYING}; they count"] if outliers else []
     if (r.get("interference") or 0) >= BUSY:
         lines.append(f"  the CPU was taken away {r['interference']:.0f} times a second: something else is running")
     return lines
+
+
+def unsteady_lines(r: dict[str, Any]) -> list[str]:
+    """What a trend means for the numbers and for the verdict, and what to do."""
+    held = f"the interval{' and the verdict' if 'verdict' in r else ''} may not hold at another time"
+    paired = "; the speed-up does, for both had the trend alike" if "speedup" in r and r.get("paired", True) else ""
+    return [
+        f"  not steady: latency rose or fell while it was measured, so {held}{paired}",
+        "    let the machine settle, stop what else runs, then measure again, longer (--limit-s)",
+    ]
 
 
 def stage_lines(r: dict[str, Any]) -> list[str]:
@@ -229,7 +254,9 @@ def doctor_text(r: dict[str, Any]) -> str:
         f"{name:<16} {found['version'] or 'not installed: ' + found['install']}"
         for name, found in r["runtimes"].items()
     ]
-    packages = [f"{name:<16} {version or 'not installed'}" for name, version in r["packages"].items()]
+    packages = [
+        f"{name:<16} {version or 'not installed: ' + r['missing'][name]}" for name, version in r["packages"].items()
+    ]
     load = "unknown" if r["load_1m"] is None else f"{r['load_1m']:.2f}"
     cores = f"cores {', '.join(map(str, r['pinned']))}" if r["pinned"] else "all cores"
     parts = {
@@ -294,7 +321,7 @@ def noise_lines(aa: dict[str, Any] | None, where: str = "on this machine") -> li
     if aa is None:
         return [f"not measured: no runtime for it {where}"]
     ratio = {"estimate": aa["ratio"], "low": aa["ratio_low"], "high": aa["ratio_high"]}
-    counts = f"{aa['samples']} samples, {aa['outliers']} outliers"
+    counts = f"{aa['samples']} samples, {aa['outliers']} outliers ({OUTLYING}; they count)"
     return [
         f"an engine on {aa['runtime']} against itself is {aa['outcome']}: {span(ratio, 'x')}",
         f"median {aa['median_ms']:.4g} ms ± {aa['spread_percent']:.2g} %, {counts}",

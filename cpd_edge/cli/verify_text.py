@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cpd_edge.cli.text import portion
+
 GOOD = ("equal", "runs")
 SHOWN = 40
 """Groups that are not well and are named; `--json` has them all."""
@@ -26,7 +28,7 @@ def _groups(r: dict[str, Any]) -> str:
     widths = r["groups"] - r["depth_groups"]
     return (
         f"{widths} of units, {r['depth_groups']} branches; {r['units']:,} units; {r['frozen_axes']} frozen axes; "
-        f"{r['prunable_params_fraction']:.1%} of {r['params']:,} parameters can be cut"
+        f"{portion(r['prunable_params_fraction'])} of {r['params']:,} parameters can be cut"
     )
 
 

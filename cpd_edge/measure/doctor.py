@@ -23,9 +23,15 @@ from cpd_edge.measure.station import examined
 from cpd_edge.measure.stats import half_width, outliers, quantile_interval
 from cpd_edge.types import Comparison
 
+OPTIONAL = {
+    "torchvision": "models torchvision:NAME, data fashion-mnist: pip install 'cpd-edge[zoo]'",
+    "timm": "models timm:NAME: pip install 'cpd-edge[zoo]'",
+    "pyarrow": "tables as Parquet files: pip install 'cpd-edge[parquet]'",
+    "cuda-bindings": "our CUDA kernels on an NVIDIA GPU: pip install 'cpd-edge[gpu]'",
+}
+"""Packages that some things need, and which."""
 PACKAGES = (
-    "numpy", "scipy", "pandas", "torch", "torchvision", "timm", "onnx", "onnxscript", "torchmetrics", "typer", "rich",
-    "jinja2", "pydantic", "nvidia-ml-py",
+    "numpy", "scipy", "pandas", "scikit-learn", "torch", "onnx", "onnxscript", "typer", "rich", "jinja2", *OPTIONAL,
 )  # fmt: skip
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "openvino")
 """Packages that bring a runtime."""
@@ -47,7 +53,8 @@ def doctor(
     """Examines this machine; plain data.
 
     Keys: `python`, `platform`, `device`, `cores`, `pinned`, `governor`, `turbo`, `load_1m`, `packages` (version or
-    None), `runtimes` (`version` or None, `install`), `aa` (see `aa_report`, or None without a runtime), `warnings`.
+    None), `missing` (what each package that is not there would be for), `runtimes` (`version` or None, `install`),
+    `aa` (see `aa_report`, or None without a runtime), `warnings`.
 
     Args:
         make_runner: makes the engine to run against itself; a small convolutional network on the first runtime that
@@ -68,6 +75,7 @@ def doctor(
         "load_1m": load,
         "pinned": list(pinned()),
         "packages": {name: versions[name] for name in PACKAGES},
+        "missing": {name: use_of(name) for name in PACKAGES if versions[name] is None},
         "runtimes": {
             name: {"version": versions[name], "install": line}
             for name, line in install_lines(versions, find_gpu()[0] is not None).items()
@@ -185,6 +193,12 @@ def install_lines(versions: Mapping[str, str | None], gpu: bool) -> dict[str, st
         "tensorrt-rtx": "pip install 'cpd-edge[rtx]'",
         "openvino": "pip install 'cpd-edge[openvino]'",
     }
+
+
+def use_of(package: str) -> str:
+    """What a package that is not there would be for, and the line that installs it."""
+    found = OPTIONAL.get(package)
+    return f"only for {found}" if found else f"cpd-edge needs it: pip install {package}"
 
 
 def installed(package: str) -> str | None:

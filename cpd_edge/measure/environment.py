@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cpd_edge.errors import EnvironmentMismatch, UsageError
-from cpd_edge.measure.agent import state_of
+from cpd_edge.measure import agent
 
 KEYS = (
     "device", "machine", "cores", "os", "runtime", "runtime_version", "providers", "precision", "threads", "batch",
@@ -71,9 +71,11 @@ def capture(
 
 
 def moment() -> dict[str, Any]:
-    """The part that changes while a process lives: pinned CPUs, load average, time."""
+    """The part that changes while a process lives, in the agent's words: pinned CPUs, load average, time."""
+    if hasattr(os, "sched_getaffinity"):
+        return agent.moment()
     return {
-        "pinned": ",".join(str(cpu) for cpu in pinned()),
+        "pinned": "",
         "load_1m": load_average(),
         "captured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -154,7 +156,7 @@ def state(root: str = "/") -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _state_at(root: str, period: int) -> dict[str, Any]:
-    return state_of(root)
+    return agent.state_of(root)
 
 
 def integers_saturate() -> bool:

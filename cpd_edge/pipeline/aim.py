@@ -7,15 +7,21 @@ the table, `delta_ms`, is left to be learned from builds.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cpd_edge.errors import InfeasibleError
 from cpd_edge.measure import stats
+from cpd_edge.solve.problem import LATENCY
 from cpd_edge.types import Budget, Comparison, Interval, Verdict
 
 AIM = 0.975
 """Share of the limit that is aimed at: the upper end of the interval must be inside too."""
+
+LEEWAY = 1.05
+"""How far above the floor a limit is that can be asked for."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,33 @@ def limit_of(budget: Budget, dense: Interval) -> float:
         return budget.limit_ms
     assert budget.speedup is not None
     return dense.estimate / budget.speedup
+
+
+def in_speedups(error: InfeasibleError, budget: Budget, dense_ms: float) -> InfeasibleError:
+    """The same error, which tells milliseconds, with how much faster than dense that is, where that was asked for.
+
+    Args:
+        error: in the device's milliseconds.
+        budget: what was asked for.
+        dense_ms: the dense engine's latency [ms].
+    """
+    if budget.speedup is None or error.resource != LATENCY:
+        return error
+    reached = dense_ms / error.floor_ms
+    return InfeasibleError(
+        f"{error.what}; that is {_down(reached)} x faster than dense, {budget.speedup:g} x was asked for",
+        floor_ms=error.floor_ms,
+        binding=error.binding,
+        hint=f"ask for --speedup {_down(reached / LEEWAY)} or less, or {error.hint.removeprefix('ask for ')}",
+        resource=error.resource,
+        floor=error.floor,
+        beside=error.beside,
+    )
+
+
+def _down(ratio: float) -> str:
+    """A ratio to two places, never more than it is."""
+    return f"{math.floor(100 * ratio) / 100:g}"
 
 
 def table_limit_ms(limit_ms: float, pace: float, delta_ms: float, share: float = AIM) -> float:

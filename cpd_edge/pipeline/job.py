@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +33,10 @@ from cpd_edge.measure import stats
 from cpd_edge.measure.protocol import Protocol, compare, measure
 from cpd_edge.measure.runtimes import ModelRunner
 from cpd_edge.measure.sensing import observed, sensing
+from cpd_edge.measure.site import site_of
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
+from cpd_edge.pipeline.kept import keep_bench, kept_bench
 from cpd_edge.pipeline.loop import close_loop
 from cpd_edge.pipeline.opening import open_model
 from cpd_edge.pipeline.plans import on_device, plan_for, plans_for
@@ -56,12 +58,14 @@ from cpd_edge.pipeline.steps import (
 )
 from cpd_edge.pipeline.subject import Subject, save_groups
 from cpd_edge.profile.table import LatencyTable, table_folder
-from cpd_edge.types import Constraints, Importance, Interval, Plan
+from cpd_edge.types import Comparison, Constraints, Importance, Interval, Plan
 
 QUICK = Protocol(limit_s=6.0, target=0.01)
 """Protocol of the rounds of the loop."""
 FULL = Protocol(limit_s=45.0, target=0.01, min_blocks=20)
-"""Protocol of the verdict."""
+"""Protocol of the verdict, where the request says nothing else of it."""
+NEARLY = 0.99
+"""How far a stage is at most before it ends: files are still to be written when the last of its work is told."""
 FIRST_SHARE = 0.4
 """Share of the distillation that the steps before the last one get together."""
 
@@ -78,13 +82,26 @@ class Job:
         """The student of another run that this one begins with, or None: the dense network."""
         return load_student(self.checkpoints, START)
 
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol of this run's verdict."""
+        asked = {"limit_s": self.request.limit_s, "target": self.request.target}
+        return replace(FULL, **{name: value for name, value in asked.items() if value is not None})
+
+    @contextlib.contextmanager
+    def shown(self, name: str) -> Iterator[None]:
+        """Tells of a stage that the record does not time."""
+        self._tell(name, 0.0, "")
+        yield
+        self._tell(name, 1.0, "")
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Callable[[float, str], None]]:
-        """Times a stage into the record, also when it is interrupted, and gives its progress."""
+        """Times a stage into the record, also when it is interrupted, and gives its progress; its end is its last."""
         started = time.perf_counter()
         self._tell(name, 0.0, "")
         try:
-            yield lambda fraction, text: self._tell(name, fraction, text)
+            yield lambda fraction, text: self._tell(name, min(fraction, NEARLY), text)
         finally:
             seconds = dict(self.run.record["seconds"])
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 2)
@@ -213,29 +230,37 @@ class Job:
         asked = self.request
         return open_model(asked.device, asked.runtime, model, threads=asked.threads, precision=precision)
 
-    def window(
-        self, candidate: bytes, protocol: Protocol, tell: Callable[[float, str], None], keep: bool
-    ) -> aim.Window:
-        """Times a candidate against the dense engine in ABBA blocks; keeps the raw samples if asked to.
+    def window(self, candidate: bytes, tell: Callable[[float, str], None]) -> aim.Window:
+        """Times a candidate against the dense engine by the short protocol."""
+        with self.engine("dense") as a, contextlib.closing(self.opened(candidate, self.request.precision)) as b:
+            found = compare(a, b, ("dense", "pruned"), QUICK, self.request.budget.quantile, progress=tell)
+        return aim.judge(found, self.request.budget)
 
-        What is kept comes with what sensors said meanwhile: numbers of a device that slowed itself down are void.
+    def bench(self, tell: Callable[[float, str], None]) -> Comparison:
+        """Times the shipped engine against the dense one by the full protocol, and keeps the raw samples.
+
+        They come with what sensors said meanwhile: numbers of a device that slowed itself down are void.
         """
-        budget = self.request.budget
-        with (
-            self.engine("dense") as a,
-            contextlib.closing(self.opened(candidate, self.request.precision)) as b,
-            sensing(b) if keep else contextlib.nullcontext() as sensors,
-        ):
-            found = compare(a, b, ("dense", "pruned"), protocol, budget.quantile, progress=tell)
-            seen = observed(sensors, found.b) if sensors is not None else {}
-        if keep:
-            self.run.save_measurement(found.a)
-            self.run.save_measurement(found.b)
-            self.run.update(
-                environment=found.b.environment, steady=found.a.steady and found.b.steady, stop=found.b.stop,
-                throttling=seen["throttling"], void=seen["void"],
-            )  # fmt: skip
-        return aim.judge(found, budget)
+        quantile = self.request.budget.quantile
+        with self.engine("dense") as a, self.engine("pruned") as b, sensing(b) as sensors:
+            found = compare(a, b, ("dense", "pruned"), self.protocol, quantile, progress=tell)
+            seen = observed(sensors, found.b)
+        self.run.save_measurement(found.a)
+        self.run.save_measurement(found.b)
+        self.run.update(
+            environment=found.b.environment, steady=found.a.steady and found.b.steady, stop=found.b.stop,
+            throttling=seen["throttling"], void=seen["void"],
+        )  # fmt: skip
+        return found
+
+    def benched(self, step: int) -> tuple[Comparison, Parity] | None:
+        """The bench of a step's student that an earlier life of this run finished, where it holds here and now."""
+        if not (self.run / "pruned.onnx").exists():
+            return None
+        with self.engine("pruned") as runner:
+            moment = site_of([runner], time.perf_counter_ns, time.sleep).moment()
+            here = {**runner.environment, **moment, "protocol": self.protocol.words}
+        return kept_bench(self.run, self.checkpoints, step, here)
 
     def gain(self) -> dict[str, Any]:
         """What was gained over the dense network in fp32, by pruning and by the precision together.
@@ -250,9 +275,10 @@ class Job:
             with self.stage("bench") as tell, self.engine("pruned") as b:
                 names, differ = ("dense-fp32", "pruned"), ("precision", "providers")
                 found = compare(a, b, names, QUICK, budget.quantile, progress=tell, across=differ)
-            metric = self.task.metric()
-            for images, targets in self.task.val_loader(128):
-                self.task.update(metric, torch.from_numpy(a.outputs(images.numpy())), targets)
+            with self.stage("evaluate"):
+                metric = self.task.metric()
+                for images, targets in self.task.val_loader(128):
+                    self.task.update(metric, torch.from_numpy(a.outputs(images.numpy())), targets)
         latency = stats.quantile_interval(found.a.samples_ns / 1e6, budget.quantile)
         return {"fp32": {"latency_ms": latency, "speedup": found.speedup, "metric": metric.compute()}}
 
@@ -266,14 +292,15 @@ class Job:
         pace, limit_ms = dense.estimate / table.predict(subject.widths), aim.limit_of(self.request.budget, dense)
         alike = Importance({name: np.ones(n) for name, n in subject.widths.items()})
         try:
-            plan_for(subject, table, alike, limit_ms / pace, None, self.request.constraints)
+            with self.stage("solve"):
+                plan_for(subject, table, alike, limit_ms / pace, None, self.request.constraints)
         except InfeasibleError as error:
             raise on_device(error, subject.regions, subject.widths, pace, limit_ms, 0.0) from error
 
     def tried(self, subject: Subject, plan: Plan) -> aim.Window:
         """Builds a plan, untrained, and times it by the short protocol."""
         with self.stage("measure rounds") as tell:
-            return self.window(subject.build_plan(plan.kept), QUICK, tell, keep=False)
+            return self.window(subject.build_plan(plan.kept), tell)
 
     def chosen(
         self,
@@ -297,7 +324,7 @@ class Job:
             plans = plans_for(*asked, self.request.refine)
         with self.stage("refine") as tell:
             plan, tried = refined(subject, student, plans, self.task, self.request, tell)
-        self.run.update(refined=[*self.run.record.get("refined", []), tried])
+        self.run.update(refined=[*(r for r in self.run.record.get("refined", []) if not same_choice(r, tried)), tried])
         return plan
 
     def step(self, index: int, total: int, subject: Subject, table: LatencyTable, student: Student | None) -> Student:
@@ -318,7 +345,7 @@ class Job:
                 plan = self.intermediate(index, total, subject, table, importance, student)
             store.write_json(planned, plan)
         epochs = self.epochs(index, total)
-        with self.stage("distil"):
+        with self.stage("distil") as tell:
             student = cut_student(subject, student, plan, self.task, self.request)
             student = teach(
                 subject,
@@ -328,7 +355,7 @@ class Job:
                 epochs=epochs,
                 step=index,
                 checkpoint=self.checkpoints / f"{name}-training.pt",
-                progress=self._tell,
+                progress=lambda _, fraction, text: tell(fraction, text),
             )
             save_student(self.checkpoints, name, student)
         return student
@@ -376,7 +403,7 @@ class Job:
             log = list(self.run.record.get("round_log", []))
             judged = None
             if not any(row.get("step") == index for row in log):
-                judged = self.judged(subject, student)
+                judged = self.judged(subject, student, index)
                 window = judged[0]
                 if window.verdict == "PASS" or len(log) >= self.request.rounds:
                     return *judged, student
@@ -386,18 +413,30 @@ class Job:
                 log.append(row)
                 self.run.update(round_log=log)
             if len(log) >= self.request.rounds:
-                return *(judged or self.judged(subject, student)), student
+                return *(judged or self.judged(subject, student, index)), student
             try:
                 student = self.step(index + 1, total, subject, table, student)
-            except InfeasibleError as error:
+            except InfeasibleError as found:
+                judged = judged or self.judged(subject, student, index)
+                error = aim.in_speedups(found, self.request.budget, judged[0].dense.estimate)
                 self.run.update(reason=error.what, floor_ms=error.floor_ms, binding=error.binding)
-                return *(judged or self.judged(subject, student)), student
+                return *judged, student
             index += 1
 
-    def judged(self, subject: Subject, student: Student) -> tuple[aim.Window, Parity]:
-        """Ships a student and times it by the full protocol."""
-        with self.stage("deploy"):
-            parity = self.ship("pruned", subject, student.network)
-        with self.stage("bench") as tell:
-            window = self.window((self.run / "pruned.onnx").read_bytes(), FULL, tell, keep=True)
-        return window, parity
+    def judged(self, subject: Subject, student: Student, step: int) -> tuple[aim.Window, Parity]:
+        """Ships a step's student and times it by the full protocol, unless that was done before the run was stopped."""
+        done = self.benched(step)
+        if done is None:
+            with self.stage("deploy"):
+                parity = self.ship("pruned", subject, student.network)
+            with self.stage("bench") as tell:
+                done = self.bench(tell), parity
+            keep_bench(self.run, self.checkpoints, step, *done)
+        found, parity = done
+        return aim.judge(found, self.request.budget), parity
+
+
+def same_choice(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two trials of plans are of one choice: a run that was stopped behind it makes it again."""
+    (limit_a, plans_a), (limit_b, plans_b) = ((t["limit_ms"], [p["objective"] for p in t["plans"]]) for t in (a, b))
+    return bool(limit_a == limit_b and plans_a == plans_b)

@@ -118,7 +118,9 @@ def write(job: Job, subject: Subject, table: LatencyTable, student: Student, win
         **quality,
         **layers,
     )
-    _conclude(job, window, _checks(job, subject, student, window, parity, report))
+    with job.stage("verify"):
+        checks = _checks(job, subject, student, window, parity, report)
+    _conclude(job, window, checks)
 
 
 def write_already_met(job: Job, subject: Subject, window: Window) -> None:
@@ -164,7 +166,8 @@ def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
         reason=_reason(run.record, window, budget.tolerance),
         verdict=window.verdict,
     )
-    write_report(run.folder)
+    with job.shown("report"):  # the report states the record, so the record is closed
+        write_report(run.folder)
 
 
 def _supported(found: Interval) -> Interval | None:

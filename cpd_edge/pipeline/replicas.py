@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -24,8 +24,9 @@ def replicated(count: int, *, out: Path | None, progress: Progress, **request: A
     """`bench` once in each of `count` fresh processes, one after the other; what `--json` prints.
 
     The latency's estimate is the median of the processes'; its interval spans theirs, so a verdict holds for each.
-    Added to what the last one said: `processes`, what each found, and `process_spread`, the relative distance between
-    the fastest and the slowest estimate.
+    Energy is the mean over processes, and a slow-down of the device in any of them counts. Added to what the last one
+    said: `processes`, what each found, and `process_spread`, the relative distance between the fastest and the slowest
+    estimate.
 
     Args:
         count: of processes.
@@ -63,14 +64,18 @@ def joined(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "interference",
         "outliers",
         "load_ms",
+        "energy",
+        "throttling",
     )
     out = {**rows[-1], "latency_ms": latency, "outliers": sum(row["outliers"] for row in rows)}
     out |= {
         "processes": [{name: row[name] for name in kept if name in row} for row in rows],
         "process_spread": max(estimates) / min(estimates) - 1,
-        "void": list(dict.fromkeys(what for row in rows for what in row["void"])),
+        "energy": mean_energy([row["energy"] for row in rows]),
+        "throttling": _each_once(what for row in rows for what in row["throttling"]),
+        "void": _each_once(what for row in rows for what in row["void"]),
         "steady": all(row["steady"] for row in rows),
-        "stop": "; ".join(dict.fromkeys(row["stop"] for row in rows)),
+        "stop": "; ".join(_each_once(row["stop"] for row in rows)),
     }
     if "speedup" in out:
         ratio = _spanning([interval_from(row["speedup"]) for row in rows])
@@ -79,6 +84,34 @@ def joined(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         out["verdict"] = stats.verdict(latency, out["budget_ms"])
     found: dict[str, Any] = dict(plain(out))  # type: ignore[call-overload]
     return found
+
+
+def mean_energy(spent: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Energy of an inference in the mean over processes; none where one of them has none, or one of something else.
+
+    Args:
+        spent: of each process, as `Energy` in its JSON form; times and readings add up.
+    """
+    total = {name: sum(e[name] for e in spent) for name in ("seconds", "readings")}
+    scopes = _each_once(e["scope"] for e in spent)
+    reasons = _each_once(e["reason"] for e in spent if e["reason"])
+    if len(scopes) > 1 and not reasons:
+        reasons = [f"the processes' energies are of different things: {', '.join(scopes)}"]
+    if reasons:
+        nothing = dict.fromkeys(("gross_mj", "net_mj", "mean_mw"))
+        return {**nothing, "scope": ", ".join(filter(None, scopes)), **total, "reason": "; ".join(reasons)}
+    means = {name: _mean([e[name] for e in spent]) for name in ("gross_mj", "net_mj", "mean_mw")}
+    return {**means, "scope": scopes[0], **total, "reason": ""}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None where one is not known."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _each_once(found: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(found))
 
 
 def _spanning(intervals: Sequence[Interval]) -> Interval:

@@ -20,6 +20,11 @@ LEAST = {
 }  # fmt: skip
 """Smallest value of each setting that is a number of things."""
 
+POSITIVE = {
+    "lr": 1e-3, "temperature": 2.0, "parity": 1e-4, "train_epochs": 10.0, "limit_s": 45, "target": 0.01,
+}  # fmt: skip
+"""Settings that are numbers above 0, with a value that would do."""
+
 SCORES = ("fisher", "taylor", "magnitude")
 
 IMAGES_SEEN = 200_000
@@ -65,6 +70,8 @@ class Request:
         protect, min_width, multiple_of, heads, depth: see `Constraints`.
         max_macs, max_params, max_size_mb, max_memory_mb: see `Limits`.
         refine: how many of the best plans are tried on calibration data in each choice; 1: the solver's own is taken.
+        limit_s: longest time to sample in the final bench [s]; None: 45.
+        target: relative half-width of the interval to stop at in the final bench; None: 0.01.
     """
 
     model: str
@@ -102,6 +109,8 @@ class Request:
     max_size_mb: float | None = None
     max_memory_mb: float | None = None
     refine: int = 1
+    limit_s: float | None = None
+    target: float | None = None
     profiles: str = field(default_factory=lambda: str(tables_root()))
 
     def __post_init__(self) -> None:
@@ -121,12 +130,12 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name.replace('_', ' ')} of {value}: at least {least}", hint=_again(name, least))
-        for name in ("lr", "temperature", "parity", "train_epochs"):
+        for name, example in POSITIVE.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(
                     f"{name.replace('_', ' ')} of {value}: it must be above 0",
-                    hint=_again(name, type(self).__dataclass_fields__[name].default or 1e-4),
+                    hint=_again(name, example),
                 )
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"alpha of {self.alpha}: it must lie between 0 and 1", hint=_again("alpha", 0.7))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from cpd_edge.intake.models import RandomWeightsWarning, load_model
 from cpd_edge.intake.tasks import Task, check_model, load_task
 from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.network import Network
-from cpd_edge.pipeline import outcome
+from cpd_edge.pipeline import aim, outcome
 from cpd_edge.pipeline.job import Job
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import START, Progress, Student, plan_from_json, save_student
@@ -34,6 +35,7 @@ def run(
     start: Path | None = None,
     command: str = "",
     progress: Progress | None = None,
+    begun: Callable[[], None] | None = None,
 ) -> tuple[store.Run, Network]:
     """Runs the main job, or goes on with it, and writes the report.
 
@@ -46,6 +48,7 @@ def run(
             are what this one begins with.
         command: what was typed, for the record.
         progress: gets stage, fraction and message.
+        begun: called when the folder holds the run, before the long work.
 
     Returns:
         The run, and the pruned network.
@@ -54,8 +57,10 @@ def run(
         CpdError: bad input, before any work; or a stage that failed, with what it was.
         InfeasibleError: no plan meets the budget; the record and the report say so too.
     """
+    tell = progress or (lambda stage, fraction, text: None)
     require_runtime(request.runtime, request.device)
     torch.manual_seed(request.seed)
+    tell("load", 0.0, "")
     task = data or load_task(
         request.data,
         seed=request.seed,
@@ -64,6 +69,7 @@ def run(
     )
     record = _opened(request, folder, resume)
     if record is not None and "verdict" in record.record:
+        tell("load", 1.0, "")
         return record, _finished(record)
     traced = None
     if start is None and (record is None or not (record / "dense.pt2").exists()):
@@ -75,16 +81,20 @@ def run(
         record.update(command=command, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     if start is not None:
         begin(record, start)
-    job = Job(request, record, task, progress or (lambda stage, fraction, text: None))
+    tell("load", 1.0, "")
+    if begun is not None:
+        begun()
+    job = Job(request, record, task, tell)
     try:
         network = _stages(job, model, traced)
-    except InfeasibleError as error:
+    except InfeasibleError as found:
+        error = aim.in_speedups(found, request.budget, record.record["dense_latency_ms"]["estimate"])
         record.update(
             verdict="FAIL", reason=error.what, floor_ms=error.floor_ms, binding=error.binding, hint=error.hint
         )
         write_report(folder)
         _tidy(record)
-        raise
+        raise error from found
     _tidy(record)
     return record, network
 
@@ -138,7 +148,8 @@ def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Networ
         student = job.step(index, job.request.steps, subject, table, student)
     assert student is not None
     window, parity, student = job.finish(subject, table, student)
-    store.write_with(job.run / "pruned.pt2", lambda path: networks.save(student.network, path))
+    with job.stage("save"):
+        store.write_with(job.run / "pruned.pt2", lambda path: networks.save(student.network, path))
     store.write_json(job.run / "plan.json", {"format": store.FORMAT, **dict(store.plain(student.plan))})  # type: ignore[call-overload]
     outcome.write(job, subject, table, student, window, parity)
     return student.network

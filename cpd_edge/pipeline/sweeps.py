@@ -11,7 +11,7 @@ Format history: 1, the first.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,7 @@ def sweep(
     resume: bool = False,
     command: str = "",
     progress: Progress | None = None,
+    begun: Callable[[], None] | None = None,
 ) -> Swept:
     """Runs every budget, the widest first, and writes the front.
 
@@ -108,6 +109,7 @@ def sweep(
         resume: go on with the sweep in `folder`.
         command: what was typed, for the record.
         progress: gets stage, fraction and message.
+        begun: called when the folder holds the sweep, before the long work.
 
     Raises:
         StoreError: the folder holds something else, or a sweep that was asked for something else.
@@ -117,12 +119,14 @@ def sweep(
     tell = progress or (lambda stage, fraction, text: None)
     every = _all(asked, request.budget)
     start: Path | None = None
+    waiting = [begun] if begun is not None else []  # for the first run that has work to do
     for budget in every:
         place = folder / label(budget)
         with contextlib.suppress(InfeasibleError):  # its run says so, and the next budget has its turn
             run(
                 replace(request, budget=budget), place, model=model, data=data, resume=(place / "run.json").exists(),
                 start=start, command=command, progress=_named(place.name, tell),
+                begun=lambda: waiting.pop()() if waiting else None,
             )  # fmt: skip
         if (place / "pruned.pt2").exists():
             start = place

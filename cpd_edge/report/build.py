@@ -118,15 +118,17 @@ def surroundings(record: Record) -> Section:
 
 
 def repeat(record: Record) -> Section:
-    """The command that made this run, and the hashes of what it made."""
+    """The command that made this run, or goes on with it where it is unfinished, and the hashes of what it made."""
     blocks: list[Block] = []
-    if record.text("command"):
-        blocks.append(Code(record.text("command")))
+    done = bool(record.text("verdict"))
+    command = record.text("command") if done else headline.going_on(record)
+    if command:
+        blocks.append(Code(command))
     hashes = record.at("hashes")
     rows = tuple((file, hashes.text(file)) for file in hashes)
     if rows:
         blocks.append(Table("SHA-256 of the files", (Column("file"), Column("hash")), rows))
-    return Section("repeat", "To repeat", tuple(blocks))
+    return Section("repeat", "To repeat" if done else "To go on", tuple(blocks))
 
 
 def html(report: Report) -> str:

@@ -92,6 +92,11 @@ def percent(share: float | None, digits: int = 2) -> str:
     return MISSING if share is None else f"{number(share * 100, digits)} %"
 
 
+def portion(share: float) -> str:
+    """A fraction as per cent to three digits; 100 % only where it is all."""
+    return percent(min(share, 0.999) if share < 1 else share, 3)
+
+
 def count(value: float | None) -> str:
     """A count with an SI prefix from ten thousand on: `1.82 G`."""
     if value is None:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from cpd_edge.report import figures
 from cpd_edge.report import format as write
 from cpd_edge.report.record import Record
 from cpd_edge.report.view import Figure, Headline, Tile, Value
+from cpd_edge.store import resumed
 from cpd_edge.types import Interval
 
 TONES = {"PASS": "pass", "FAIL": "fail", "INCONCLUSIVE": "open"}
+STILL = {
+    "dense_latency_ms": "the dense engine's latency",
+    "round_log": "the plan",
+    "stop": "the final bench",
+    "metric_pruned": "the metric of both engines",
+    "layers": "the times of layers",
+}
+"""What a run does on its way to a verdict, in order, by a key of the record that says that it did."""
 MACS_MISSING = f"MACs ratio {write.MISSING}"
 
 
@@ -66,11 +76,36 @@ def sentence(record: Record) -> str:
     return f"{name} {write.interval_ms(latency)} against a budget of {write.exact(limit)} ms, {margin(latency, limit)}"
 
 
+def going_on(record: Record) -> str:
+    """The command that goes on with an unfinished run; a point of a sweep goes on with its sweep. '' if not known."""
+    command, folder = record.text("command"), Path(record.text("run"))
+    if not command or not record.text("run"):
+        return ""
+    return resumed(command, folder.parent if command.split()[1:2] == ["sweep"] else folder)
+
+
+def unfinished(record: Record) -> tuple[str, str]:
+    """What is said of a run without a verdict: how far it came; what is missing, why, and what goes on with it."""
+    limit, done = budget_ms(record), bool(record.text("stop"))
+    asked = "" if limit is None else f", budget {write.exact(limit)} ms"
+    how_far = "is sampled, but not judged yet" if done else "of the pruned engine is not measured yet"
+    missing = [what for key, what in STILL.items() if key not in record.data]
+    why = "The run was stopped, or is still running, and has not reached a verdict."
+    lacks = f" Missing: {', '.join(missing)}." if missing else ""
+    command = going_on(record)
+    return (
+        f"{write.quantile(quantile(record))} {how_far}{asked}",
+        f"{why}{lacks}{f' If it was stopped, go on with: {command}' if command else ''}",
+    )
+
+
 def headline(record: Record) -> Headline:
-    """The verdict as recorded; a run without one is shown as unfinished."""
+    """The verdict as recorded; a run without one is shown as unfinished, with what it lacks."""
     verdict = record.text("verdict").upper()
     latency, limit = record.interval("latency_ms"), budget_ms(record)
-    said = sentence(record)
+    said, why = sentence(record), record.text("reason")
+    if not verdict:
+        said, why = unfinished(record)
     drawn = None
     if latency is not None and limit is not None:
         title = "The interval against the budget"
@@ -79,7 +114,7 @@ def headline(record: Record) -> Headline:
         verdict=verdict or "UNFINISHED",
         tone=TONES.get(verdict, "none"),
         sentence=said,
-        reason=record.text("reason") or ("" if verdict else "The run has not reached a verdict."),
+        reason=why,
         figure=drawn,
     )
 

@@ -48,6 +48,8 @@ PRUNES = {
     "alpha above 1": ((NET, *DATA, *TWICE, "--alpha", "2"), "--alpha 0.7"),
     "temperature of 0": ((NET, *DATA, *TWICE, "--temperature", "0"), "--temperature "),
     "no steps": ((NET, *DATA, *TWICE, "--steps", "0"), "--steps 1"),
+    "no time to bench": ((NET, *DATA, *TWICE, "--limit-s", "0"), "--limit-s 45"),
+    "no interval to stop at": ((NET, *DATA, *TWICE, "--target", "nan"), "--target 0.01"),
     "no threads": ((NET, *DATA, *TWICE, "--threads", "0"), "--threads 1"),
     "seed below 0": ((NET, *DATA, *TWICE, "--seed", "-1"), "--seed 0"),
 }  # fmt: skip

@@ -11,8 +11,8 @@ import pytest
 from boards import fake_board
 
 from cpd_edge.errors import EnvironmentMismatch
-from cpd_edge.measure import capture, key, pin, require_comparable
-from cpd_edge.measure.environment import state
+from cpd_edge.measure import agent, capture, key, pin, require_comparable
+from cpd_edge.measure.environment import moment, state
 
 
 def captured(**other: Any) -> dict[str, Any]:
@@ -53,6 +53,15 @@ def test_a_boards_power_mode_and_clocks_are_in_what_makes_numbers_comparable(tmp
     assert {"l4t": "36.4.4", "power_mode": "2", "clocks": "locked", "governor": "schedutil"}.items() <= found.items()
     assert found["device"].startswith("NVIDIA Jetson") and found.keys() <= {*key(found), "kernel", "python"}
     assert state(str(tmp_path / "none")).keys().isdisjoint({"l4t", "power_mode", "clocks"})
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the agent is for Linux")
+def test_what_changes_is_told_as_the_agent_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One definition for this machine and for devices; a system without affinities has the same keys."""
+    monkeypatch.setattr(agent, "moment", lambda: {"pinned": "7", "load_1m": 0.5, "captured_at": "now"})
+    assert moment() == agent.moment() and captured()["pinned"] == "7"
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert moment().keys() == agent.moment().keys() and moment()["pinned"] == ""
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")

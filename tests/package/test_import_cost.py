@@ -43,3 +43,22 @@ except SystemExit as end:
     assert not end.code, end.code
 """
     assert set() == loaded_by(code) & set(HEAVY)
+
+
+def test_what_measures_nothing_opens_on_a_system_without_file_locks() -> None:
+    """Where there is no `fcntl`, a report can be written all the same, and what needs a lock says so."""
+    code = """
+import sys
+from pathlib import Path
+sys.modules["fcntl"] = None
+import cpd_edge.cli, cpd_edge.report, cpd_edge.solve.milp
+from cpd_edge.errors import StoreError
+from cpd_edge.store import held
+try:
+    held(Path("unmade")).__enter__()
+except StoreError as error:
+    assert "WSL" in error.hint and not Path("unmade").exists()
+else:
+    raise AssertionError("held without a lock")
+"""
+    assert "cpd_edge" in loaded_by(code)

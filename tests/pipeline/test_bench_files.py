@@ -15,6 +15,7 @@ from cpd_edge.cli.text import bench_text, span
 from cpd_edge.measure import Disturbance, Protocol, SimulatedDevice, SimulatedRunner, measure
 from cpd_edge.measure.doctor import tiny_model
 from cpd_edge.measure.simulated_runtime import the_device
+from cpd_edge.measure.telemetry import Energy
 from cpd_edge.pipeline.replicas import joined
 from cpd_edge.pipeline.saved import unpaired_speedup
 from cpd_edge.store import FORMAT, measurement_from, plain, write_json
@@ -112,21 +113,41 @@ def test_processes_are_measured_apart_and_their_spread_is_reported(shell: Shell,
     assert all((shell.folder / f"each-{i}.json").is_file() for i in (1, 2))
 
 
+def energy(gross_mj: float | None, net_mj: float | None = None, scope: str = "module", reason: str = "") -> Any:
+    """An energy as a process reports it."""
+    return plain(Energy(gross_mj, net_mj, gross_mj, scope, 30.0, 31, reason))
+
+
+def row(estimate: float = 4.5, **other: Any) -> dict[str, Any]:
+    """What one process found."""
+    span = {"estimate": estimate, "low": estimate - 0.1, "high": estimate + 0.1, "n": 50}
+    found = {"latency_ms": span, "outliers": 0, "steady": True, "energy": energy(2.0), "throttling": [], "void": []}
+    return {**found, "stop": "x", "budget_ms": 5.0, "verdict": "PASS", **other}
+
+
+@pytest.mark.parametrize("slowed", [0, 1, 2])
+def test_a_slow_down_in_any_process_counts(slowed: int) -> None:
+    """Whichever process it was, once each, with the part that voids."""
+    hot = {"throttling": ["its power cap held", "too hot"], "void": ["too hot"]}
+    found = joined([row(**(hot if i == slowed else {})) for i in range(3)])
+    assert (found["throttling"], found["void"]) == (["its power cap held", "too hot"], ["too hot"])
+    assert joined([row(**hot), row(**hot)])["throttling"] == hot["throttling"]
+
+
+def test_energy_is_the_mean_over_processes() -> None:
+    """Of an inference; the time that stands behind it is that of all. What one process lacks is not known."""
+    found = joined([row(energy=energy(2.0, 1.0)), row(energy=energy(4.0, 3.0))])["energy"]
+    assert (found["gross_mj"], found["net_mj"], found["mean_mw"]) == (3.0, 2.0, 3.0)
+    assert (found["seconds"], found["readings"], found["scope"], found["reason"]) == (60.0, 62, "module", "")
+    assert joined([row(energy=energy(2.0, 1.0)), row(energy=energy(4.0))])["energy"]["net_mj"] is None
+    none = joined([row(energy=energy(None, reason="no power rail")), row()])["energy"]
+    assert (none["gross_mj"], none["reason"]) == (None, "no power rail")
+    mixed = joined([row(energy=energy(2.0)), row(energy=energy(2.0, scope="CPU package"))])["energy"]
+    assert mixed["gross_mj"] is None and "module, CPU package" in mixed["reason"]
+
+
 def test_processes_that_disagree_about_a_budget_decide_nothing() -> None:
     """One inside, one outside: inconclusive."""
-
-    def row(estimate: float) -> dict[str, Any]:
-        span = {"estimate": estimate, "low": estimate - 0.1, "high": estimate + 0.1, "n": 50}
-        return {
-            "latency_ms": span,
-            "outliers": 0,
-            "steady": True,
-            "void": [],
-            "stop": "x",
-            "budget_ms": 5.0,
-            "verdict": "PASS",
-        }
-
     assert joined([row(4.5), row(4.6)])["verdict"] == "PASS"
     assert joined([row(4.5), row(5.5)])["verdict"] == "INCONCLUSIVE"
     assert joined([row(4.0), row(5.0)])["process_spread"] == pytest.approx(0.25)

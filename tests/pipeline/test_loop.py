@@ -166,6 +166,32 @@ def test_an_interrupted_loop_goes_on_with_the_next_round(loop: Any) -> None:
     assert again.widths == plan.widths
 
 
+def test_a_stage_is_done_when_it_has_ended(tmp_path: Path) -> None:
+    """However far its work says it is: what follows that work is told as part of it, not passed over in silence."""
+    told: list[float] = []
+    request, run = Request("net", "data", Budget(speedup=2)), Run.create(tmp_path, {"seconds": {}})
+    job = Job(request, run, SimpleNamespace(), lambda stage, fraction, text: told.append(fraction))  # type: ignore[arg-type]
+    with job.stage("bench") as tell:
+        tell(0.5, "half of it")
+        tell(1.0, "all samples are there")
+        assert max(told) < 1
+    assert (told[:2], told[-1]) == ([0.0, 0.5], 1.0)
+
+
+def test_a_choice_that_is_made_again_is_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was stopped between a choice and its file chooses again; other choices stay beside it."""
+    tried = [{"limit_ms": 5.0, "taken": 0, "plans": [{"objective": x, "loss": x}]} for x in (0.1, 0.1, 0.2)]
+    tried[1]["plans"][0]["loss"] = 0.11  # type: ignore[index]
+    given = iter(tried)
+    monkeypatch.setattr(jobs, "plans_for", lambda *_: ())
+    monkeypatch.setattr(jobs, "refined", lambda *_: ("plan", next(given)))
+    run = Run.create(tmp_path, {})
+    job = Job(Request("net", "data", Budget(speedup=2), refine=3), run, SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
+    for _ in tried:
+        job.chosen(*(None for _ in range(6)))  # type: ignore[arg-type]
+    assert Run(tmp_path).record["refined"] == tried[1:]
+
+
 class Finishing(Job):
     """A job at its end: students are numbers, the verdict and the next step are given."""
 
@@ -174,7 +200,7 @@ class Finishing(Job):
         super().__init__(Request("net", "data", budget, steps=1, rounds=3), run, SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
         self.verdicts, self.infeasible, self.judgements = verdicts, infeasible, 0
 
-    def judged(self, subject: Any, student: Any) -> Any:
+    def judged(self, subject: Any, student: Any, step: int) -> Any:
         self.judgements += 1
         latency = Interval(5.1, 5.0, 5.2, 400)
         return Window(latency, latency, latency, 5.0, self.verdicts.pop(0)), "parity"  # type: ignore[arg-type]

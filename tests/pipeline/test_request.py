@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cpd_edge.errors import StoreError
 from cpd_edge.measure.devices import Device, add
+from cpd_edge.pipeline.job import FULL, Job
 from cpd_edge.pipeline.outcome import limits_of
 from cpd_edge.pipeline.request import Request
 from cpd_edge.types import Budget
@@ -42,3 +45,15 @@ def test_a_report_says_where_it_was_measured(
     said = limits_of(Request("m.py:net", "digits", HALF, device=device, runtime=runtime))
     assert where in said[0] and no_gpu == any("on a GPU or a Jetson" in line for line in said)
     assert (runtime == "onnxruntime-cuda") == any("those of launching them" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit_s", "target"),
+    [({}, 45.0, 0.01), ({"limit_s": 5.0}, 5.0, 0.01), ({"target": 0.03}, 45.0, 0.03)],
+)
+def test_the_final_bench_is_as_long_as_asked_for(asked: dict[str, float], limit_s: float, target: float) -> None:
+    """What is not said is as ever, and the rest of the protocol always is; the record holds what was said."""
+    request = Request("m.py:net", "digits", HALF, **asked)  # type: ignore[arg-type]
+    job = Job(request, Path("run"), SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
+    assert job.protocol == replace(FULL, limit_s=limit_s, target=target)
+    assert request.to_json().items() >= asked.items() and Request.from_json(request.to_json()) == request

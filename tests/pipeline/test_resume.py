@@ -14,8 +14,11 @@ import pytest
 from cli.shell import Done, Shell
 from cli.worlds import PRUNE, QUICK
 
-from cpd_edge.store import Run
-from cpd_edge.types import EXIT_CODES, VOID
+from cpd_edge.deploy.parity import Parity
+from cpd_edge.measure import Disturbance, Protocol, SimulatedDevice, SimulatedRunner, compare
+from cpd_edge.pipeline.kept import FILES, keep_bench, kept_bench
+from cpd_edge.store import Run, plain, write_bytes
+from cpd_edge.types import EXIT_CODES, VOID, Comparison
 
 DEATHS = (
     ("profile", 6), ("distil", 1), ("measure rounds", 0), ("bench", 0), ("layers", 0),
@@ -70,6 +73,53 @@ def test_the_dense_engine_is_timed_once(lives: list[Life]) -> None:
     """The dense latency that the budget was taken from stays as it was, until the verdict's window."""
     records = [json.loads(life.files["run/run.json"]) for life in lives[:-1]]
     assert all(record["dense_latency_ms"] == records[0]["dense_latency_ms"] for record in records)
+
+
+def test_a_finished_bench_is_not_repeated(lives: list[Life]) -> None:
+    """Killed behind its final bench, a run goes on with those samples and ships no engine again."""
+    killed, last = lives[-2], lives[-1]
+    for name in ("samples/dense.json", "samples/pruned.json", "pruned.onnx"):
+        assert killed.files[f"run/{name}"] == last.files[f"run/{name}"], name
+    before, after = (json.loads(life.files["run/run.json"])["seconds"] for life in (killed, last))
+    assert (before["bench"], before["deploy"]) == (after["bench"], after["deploy"])
+    assert last.done.json["latency_ms"]["n"] == len(json.loads(last.files["run/samples/pruned.json"])["samples_ns"])
+
+
+@pytest.fixture
+def benched(tmp_path: Path) -> tuple[Run, Comparison, Parity]:
+    """A run whose final bench is whole, with what it came to."""
+    run = Run.create(tmp_path / "run", {})
+    device = SimulatedDevice(Disturbance(noise=0.01))
+    found = compare(*(SimulatedRunner(ms, device) for ms in (3.0, 2.0)), ("dense", "pruned"), Protocol())
+    for measurement in (found.a, found.b):
+        write_bytes(run / f"{measurement.name}.onnx", measurement.name.encode())
+        run.save_measurement(measurement)
+    parity = Parity(1e-6, 1e-7, 1e-4, 32, 1.0)
+    keep_bench(run, run / "checkpoints", 1, found, parity)
+    return run, found, parity
+
+
+def test_a_kept_bench_is_the_bench(benched: tuple[Run, Comparison, Parity]) -> None:
+    """Samples, paired speed-up and parity come back as they were."""
+    run, found, parity = benched
+    again = kept_bench(run, run / "checkpoints", 1, found.b.environment)
+    assert again is not None and plain(again) == plain((found, parity))
+
+
+@pytest.mark.parametrize("change", ["step", "environment", "unfinished", *FILES])
+def test_a_bench_of_something_else_is_not_taken_up(benched: tuple[Run, Comparison, Parity], change: str) -> None:
+    """Of another step's student, in another environment, unfinished, or with any of its files changed since."""
+    run, found, _ = benched
+    step, environment = 1, dict(found.b.environment)
+    if change == "step":
+        step = 2
+    elif change == "environment":
+        environment["threads"] = 99
+    elif change == "unfinished":
+        (run / "checkpoints/bench.json").unlink()
+    else:
+        write_bytes(run / change, (run / change).read_bytes() + b" ")
+    assert kept_bench(run, run / "checkpoints", step, environment) is None
 
 
 def test_a_run_needs_the_devices_tables_no_more_once_it_has_its_own(lives: list[Life]) -> None:
@@ -189,7 +239,24 @@ def test_ctrl_c_prints_the_command_that_goes_on(shell: Shell) -> None:
     done = call.done()
     assert done.code == 130, done.err
     assert "Go on with:" in done.err and "Traceback" not in done.err
+    assert "kept in stopped; should it stop, the same command with --resume goes on" in done.err.splitlines()
     command = shlex.split(done.err.strip().splitlines()[-1])
     assert command[0] == "cpd-edge" and command[-1] == "--resume"
     again = shell(*command[1:])
     assert again.code == EXIT_CODES[Run(shell.folder / "stopped").record["verdict"]], again.err
+
+
+def test_a_run_whose_folder_was_not_named_says_early_where_it_is(shell: Shell) -> None:
+    """A new user is told the folder, and what to add, before the long work; Ctrl-C names the same folder."""
+    where = shell.folder / "unnamed"
+    where.mkdir()
+    (where / "mine.py").write_bytes((shell.folder / "mine.py").read_bytes())
+    call = shell.start(*PRUNE, "--speedup", "1.3", *QUICK, "--profiles", "tables", folder=where)
+    call.wait_until(lambda: any(where.glob("tables/**/*.jsonl")))
+    call.send(signal.SIGINT)
+    done = call.done()
+    (run,) = (path.parent.relative_to(where) for path in where.glob("runs/*/run.json"))
+    said = [i for i, line in enumerate(done.err.splitlines()) if f"the same command with --out {run} --resume" in line]
+    stages = [i for i, line in enumerate(done.err.splitlines()) if line.startswith("comb ")]
+    assert len(said) == 1 and said[0] < stages[0]
+    assert done.err.strip().endswith(f"--out {run} --resume")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,13 @@ def test_the_record_has_every_promised_key(finished: tuple[Run, Done]) -> None:
     assert {"comb", "profile", "score", "solve", "distil", "deploy", "bench"} <= set(record["seconds"])
     assert {"device", "runtime", "runtime_version", "threads", "precision"} <= set(record["environment"])
     assert Path(record["run"]).name == finished[0].folder.name
+
+
+def test_all_that_takes_time_is_told(finished: tuple[Run, Done]) -> None:
+    """From the first second to the last some stage is named, and what the record can still hold is timed in it."""
+    told = [line.split()[0] for line in finished[1].err.splitlines() if line.endswith(" s")]
+    assert (told[0], told[-7:]) == ("load", ["deploy", "bench", "save", "evaluate", "layers", "verify", "report"])
+    assert set(finished[1].json["seconds"]) >= set(told) - {"load", "dense", "measure", "report"}
 
 
 def test_the_metric_is_the_tasks(classified: tuple[Run, Done], segmented: tuple[Run, Done]) -> None:
@@ -146,6 +154,14 @@ def test_report_names_the_verdict_and_both_ratios(finished: tuple[Run, Done]) ->
     assert run.record["verdict"] in text and "MACs" in text
 
 
+def test_the_final_bench_stops_where_it_is_told_to(shell: Shell) -> None:
+    """A target that no window reaches: the time limit ends it, and both are in the record."""
+    words = ("--limit-s", "0.3", "--target", "0.000001", "--out", "short", "--json")
+    record = shell(*PRUNE, "--speedup", "1.3", *QUICK, *words).json
+    assert record["stop"].startswith("time limit of 0.3 s: ")
+    assert (record["request"]["limit_s"], record["request"]["target"]) == (0.3, 0.000001)
+
+
 def test_a_budget_that_the_dense_engine_meets_needs_no_pruning(shell: Shell) -> None:
     """Above the dense latency the answer is 'already meets', PASS, exit 0, with engine, module and report."""
     done = shell(*PRUNE, "--budget-ms", "1000", *QUICK, "--out", "met")
@@ -172,6 +188,10 @@ def test_a_budget_that_no_plan_meets_names_the_floor(shell: Shell, steps: str) -
     assert f"{record['floor_ms']:.4g} ms" in record["reason"] and record["binding"][0] in record["reason"]
     assert (shell.folder / f"infeasible-{steps}" / "report.html").is_file()
     assert "Traceback" not in done.err and "--budget-ms" in done.err
+    reached = record["dense_latency_ms"]["estimate"] / record["floor_ms"]
+    said = float(re.search(r"that is (\S+) x faster than dense, 1000 x was asked for", record["reason"])[1])  # type: ignore[index]
+    asked = float(re.search(r"ask for --speedup (\S+) or less, or --budget-ms", record["hint"])[1])  # type: ignore[index]
+    assert reached - 0.01 <= said <= reached and asked < said
     assert (again := shell(*words, "--resume")).code == 1 and again.json == record
 
 

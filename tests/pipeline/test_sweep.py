@@ -55,6 +55,8 @@ def test_a_killed_sweep_goes_on(lives: list[Done], swept: Path) -> None:
     first = {k: v for k, v in lives[0].json["points"][0].items() if k != "front"}
     assert first == {k: v for k, v in lives[-1].json["points"][0].items() if k != "front"}
     assert lives[-1].json == read_json(swept / "sweep.json")
+    kept = "kept in swept; should it stop, the same command with --resume goes on"
+    assert [1, 1, 1] == [life.err.splitlines().count(kept) for life in lives]
 
 
 def test_one_table_serves_all_points(swept: Path, shell: Shell) -> None:

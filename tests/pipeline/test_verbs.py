@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
+from importlib.metadata import requires
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli.shell import Done, Shell
 from cli.worlds import PRUNE, QUICK
+from packaging.requirements import Requirement
 
-from cpd_edge.cli.text import bench_text, doctor_text
+from cpd_edge.cli.text import bench_text, comb_text, doctor_text, portion
+from cpd_edge.report import format as write
 from cpd_edge.store import Run, measurement_from
 
 COMB = ("comb", "mine.py:make_net", "--input", "1,48,48")
 PROFILE = ("profile", "mine.py:make_net", "--input", "1,48,48", "--samples", "8")
 SHORT = ("--limit-s", "0.4", "--target", "0.5")
+SPAN = {"estimate": 1.0, "low": 0.9, "high": 1.1, "n": 9}
 
 
 def test_comb_shows_groups_and_frozen_axes(shell: Shell) -> None:
@@ -29,6 +35,46 @@ def test_comb_shows_groups_and_frozen_axes(shell: Shell) -> None:
         word in text
         for word in ("24 units  exact", "stem", "body", "network output", "mine.py:", "2 groups and 0 branches")
     )
+
+
+def combed(share: float, *names: str) -> str:
+    """What `comb` prints of groups with these names."""
+    groups = [{"name": name, "units": 8, "exact": True, "depth": False} for name in names]
+    return comb_text({"groups": groups, "frozen": [], "prunable_params_fraction": share})
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(1.0, "100.0%"), (0.99999, "99.9%"), (0.9994, "99.9%"), (0.5004, "50.0%"), (0.0, "0.0%")]
+)
+def test_all_can_be_cut_only_where_all_can(share: float, said: str) -> None:
+    """No rounding makes all of nearly all, in the text, in the proof's and in the drawing; one side is enough."""
+    assert f"branches that can go whole; {said} of the parameters can be cut, along at least one" in combed(share, "a")
+    assert said == portion(share)
+    assert write.portion(share) == {"100.0%": "100 %", "0.0%": "0 %"}.get(said, said.replace("%", " %"))
+
+
+def test_comb_says_what_its_words_mean() -> None:
+    """`exact` always; a number behind a name where there is one, which a branch's is not."""
+    assert combed(0.5, "a", "b:depth").count("exact: cutting units is the same as ignoring them") == 1
+    assert "NAME:2" not in combed(0.5, "a", "b:depth") and "NAME:2 and on" in combed(0.5, "a", "a:4")
+
+
+@pytest.mark.parametrize(
+    ("more", "said", "unsaid"),
+    [
+        ({}, "the interval may not hold at another time", "verdict"),
+        ({"verdict": "PASS", "budget_ms": 2.0}, "the interval and the verdict may not hold", "speed-up"),
+        ({"speedup": SPAN, "outcome": "faster", "macs_ratio": None}, "the speed-up does", "verdict"),
+        ({"speedup": SPAN, "outcome": "faster", "macs_ratio": None, "paired": False}, "interval may not", "does, for"),
+    ],
+)
+def test_an_unsteady_measurement_says_what_still_holds(more: dict[str, Any], said: str, unsaid: str) -> None:
+    """What a trend does to the interval, the verdict and a paired ratio, and what to do about it."""
+    found = {"quantile": 0.5, "latency_ms": SPAN, "stop": "x", **more}
+    (line,) = [line for line in bench_text({**found, "steady": False}).splitlines() if "not steady" in line]
+    assert said in line and unsaid not in line
+    assert "measure again, longer (--limit-s)" in bench_text({**found, "steady": False})
+    assert "not steady" not in bench_text({**found, "steady": True})
 
 
 def test_profile_measures_once_and_finds_it_again(shell: Shell) -> None:
@@ -161,6 +207,27 @@ def test_doctor_is_readable(shell: Shell) -> None:
     assert heads == ["python", "device", "state", "runtimes", "packages", "noise", "warnings"]
     assert any("onnxruntime" in line and found["runtimes"]["onnxruntime"]["version"] in line for line in lines)
     assert any("against itself is" in line for line in lines)
+    assert any("outliers (over 3 interquartile ranges off; they count)" in line for line in lines)
+
+
+def test_doctor_says_what_a_missing_package_would_be_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only some things need, with them and the line that installs it; nothing that the package never asks for."""
+    doctor: Any = import_module("cpd_edge.measure.doctor")  # the package has a function of that name
+    there = doctor.installed
+    gone = ("timm", "pyarrow", "scipy")
+    monkeypatch.setattr(doctor, "installed", lambda name: None if name in gone else there(name))
+    monkeypatch.setattr(doctor, "_against_itself", lambda *_: (None, []))
+    found = doctor.doctor()
+    assert found["missing"].keys() == {*gone, *(n for n in doctor.PACKAGES if there(n) is None)}
+    text = doctor_text(found)
+    for said in (
+        "timm             not installed: only for models timm:NAME: pip install 'cpd-edge[zoo]'",
+        "pyarrow          not installed: only for tables as Parquet files: pip install 'cpd-edge[parquet]'",
+        "scipy            not installed: cpd-edge needs it: pip install scipy",
+    ):
+        assert said in text
+    asked_for = {Requirement(line).name for line in requires("cpd-edge") or ()}
+    assert set(doctor.PACKAGES) <= asked_for
 
 
 def test_doctor_without_a_runtime_gives_the_pip_line(shell: Shell) -> None:

@@ -229,6 +229,43 @@ def test_empty_run_says_what_is_missing() -> None:
     assert twin.count("Not measured in this run.") == page.count("Not measured in this run.") == 12
 
 
+def unfinished(*keys: str, command: str = "cpd-edge prune m.py:net --speedup 2") -> str:
+    """The Markdown of a run that came no further than these keys of the record."""
+    whole = {**sample_record.record(), "command": command, "run": "runs/one", "stop": "time limit", "round_log": []}
+    return pages({k: whole[k] for k in ("format", "run", "command", "request", *keys)}, raw=False)[1]
+
+
+def test_an_unfinished_run_says_what_is_missing_and_what_goes_on_with_it() -> None:
+    """How far it came, what it lacks in order, and the command that goes on, at the top and at the end."""
+    early, late = unfinished("dense_latency_ms"), unfinished("dense_latency_ms", "round_log", "stop")
+    assert "p50 of the pruned engine is not measured yet, budget 12.8 ms" in early
+    assert "Missing: the plan, the final bench, the metric of both engines, the times of layers." in early
+    assert "p50 is sampled, but not judged yet, budget 12.8 ms" in late
+    assert "Missing: the metric of both engines, the times of layers." in late
+    for twin in (early, late):
+        assert twin.count("cpd-edge prune m.py:net --speedup 2 --out runs/one --resume") == 2
+        assert "## To go on" in twin and "To repeat" not in twin
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [
+        ("cpd-edge prune net --out=here", "cpd-edge prune net --out=here --resume"),
+        ("cpd-edge prune net --out here --resume", "cpd-edge prune net --out here --resume"),
+        ("cpd-edge sweep net --speedups 2,3", "cpd-edge sweep net --speedups 2,3 --out runs --resume"),
+    ],
+)
+def test_the_command_that_goes_on_names_the_folder_once(command: str, goes_on: str) -> None:
+    """Whether or not it was typed; a point of a sweep goes on with the sweep."""
+    assert f"    {goes_on}\n" in unfinished(command=command)
+
+
+def test_a_finished_run_says_how_to_repeat_it() -> None:
+    """The command as it was typed."""
+    _, twin = pages(sample_record.record())
+    assert "## To repeat" in twin and "--resume" not in twin
+
+
 @pytest.mark.parametrize(
     ("verdict", "latency", "said", "tone"),
     [

@@ -89,7 +89,7 @@ def facts(picture: Picture) -> str:
         found.append(several(len(picture.branches), "branch that can go whole", "branches that can go whole"))
     if picture.groups.frozen:
         found.append(several(len(picture.groups.frozen), "frozen axis", "frozen axes"))
-    return " · ".join((*found, f"{write.percent(picture.prunable, 3)} of the parameters can be cut"))
+    return " · ".join((*found, f"{write.portion(picture.prunable)} of the parameters can be cut"))
 
 
 def reading(picture: Picture, rails: Sequence[Rail]) -> str:
