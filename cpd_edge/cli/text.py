@@ -44,6 +44,7 @@ def summary(r: dict[str, Any]) -> str:
             f"  speed-up  {span(r['speedup'], 'x')} {how_known(r)}, with {ratios(r)}",
             f"  {r['metric']:<9} {percent[0]} dense, {percent[1]} pruned (as deployed)",
             *fp32_line(r),
+            *mixture_line(r),
             *checks_line(r),
             f"  predicted {r['predicted_ms']:.4g} ms, gap {r['gap']:.2%}, rounds {r['rounds']}",
             f"  report    {Path(r['run']) / 'report.html'}",
@@ -57,6 +58,14 @@ def fp32_line(r: dict[str, Any]) -> list[str]:
         return []
     before, gain = r["fp32"], span(r["fp32"]["speedup"], "x")
     return [f"  {r['precision']:<9} {gain} over dense fp32: {span(before['latency_ms'])}, {before['metric']:.4f}"]
+
+
+def mixture_line(r: dict[str, Any]) -> list[str]:
+    """A line on which layers are in INT8, where each has its own precision."""
+    if "mixture" not in r:
+        return []
+    names = r["mixture"]["int8"]
+    return [f"  mixed     int8 in {len(names)} of {r['mixture']['of']} regions: {', '.join(names) or 'none'}"]
 
 
 def checks_line(r: dict[str, Any]) -> list[str]:

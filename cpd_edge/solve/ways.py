@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cpd_edge.errors import TableError
-from cpd_edge.layout import size
+from cpd_edge.layout import Widths, size
 from cpd_edge.solve.grids import grid_of, left
 from cpd_edge.solve.problem import Concat, Floats, Ints, Load, RegionCost
 from cpd_edge.types import Passage, Region
@@ -92,6 +92,23 @@ class Ways:
         known = {v.name: otherwise.get(v.name, {}) for v in self.variants}
         regions = dict.fromkeys(region for losses in known.values() for region in losses)
         return {r: (*(name for name, losses in known.items() if r in losses), self.plain) for r in regions}
+
+    def predict(self, table: Table, widths: Widths, choice: Mapping[str, str]) -> float:
+        """Latency of a network in the plain table's milliseconds, given the table and what was chosen [ms]."""
+        whole = table.fixed_ms + sum(self.region_ms(table, r.name, widths, choice) for r in table.regions)
+        stay = (p for p in self.converted(choice) if all(widths.get(branch, 1) for branch in p.elements.within))
+        return whole + sum(float(self.converting(p)(widths)) for p in stay)
+
+    def region_ms(self, table: Table, region: str, widths: Widths, choice: Mapping[str, str]) -> float:
+        """Latency of one region in the way that it runs in, in the plain table's milliseconds [ms]."""
+        way, at = self.of(region, choice), {g: np.asarray([w]) for g, w in widths.items()}
+        tables = {self.plain: (table, 1.0), **{v.name: (v.table, v.pace) for v in self.variants}}
+        measured_in, pace = tables[way]
+        return pace * float(measured_in.points(region, at).reshape(-1)[0])
+
+    def converted(self, choice: Mapping[str, str]) -> tuple[Passage, ...]:
+        """The values that go between regions which run in different ways."""
+        return tuple(p for p in self.passages if self.of(p.before, choice) != self.of(p.after, choice))
 
     def converting(self, passage: Passage) -> Any:
         """What it takes to convert a value, as a function of widths [ms]."""
