@@ -8,7 +8,7 @@ with the dense one.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 from cpd_edge.deploy.quantize import integer_nodes
 from cpd_edge.layout import Widths
 from cpd_edge.measure.protocol import Protocol, compare
-from cpd_edge.measure.runtimes import MIXED
+from cpd_edge.measure.runtimes import MIXED, ON_CPU
 from cpd_edge.measure.shapes import float_shapes
 from cpd_edge.pipeline.quantities import tensor
 from cpd_edge.pipeline.subject import Subject
@@ -34,6 +34,8 @@ DRAWN = 8
 """Networks of both precisions that are timed."""
 BRIEF = Protocol(limit_s=2.0, target=0.01)
 """How each is timed."""
+BOUNDS = frozenset(["Clip", "Relu"])
+"""Operators that become part of the conversion to integers behind them."""
 LEADERS = 4
 """Regions at most whose precision decides that of one that only passes values on: the nearest ones."""
 
@@ -57,7 +59,8 @@ class Mixing:
         """How the network's regions may run, given the int8 table."""
         variants = (Variant(INT8, table, self.pace),)
         passing = passages(subject)
-        return Ways("fp32", variants, followers(subject, passing), passing, self.each_ms, self.element_ms)
+        follows, pressed = followers(subject, passing), under_pressure(subject, passing)
+        return Ways("fp32", variants, follows, pressed, passing, self.each_ms, self.element_ms)
 
 
 def passages(subject: Subject) -> tuple[Passage, ...]:
@@ -99,6 +102,44 @@ def followers(subject: Subject, passing: tuple[Passage, ...]) -> dict[str, tuple
     return found
 
 
+def under_pressure(subject: Subject, passing: tuple[Passage, ...]) -> dict[str, tuple[str, ...]]:
+    """Regions that ONNX Runtime makes integers of where all of these are INT8: what they read, and what reads them.
+
+    A convolution in floats whose input comes from integers and whose output, bounded or not, goes to integers alone is
+    given integer weights when the file is loaded (its transformer `WeightBiasQuantization`, since 1.21). Nothing that
+    does not cost time keeps it from that, so such a choice is none.
+    """
+    if subject.runtime != ON_CPU[0]:
+        return {}
+    assert subject.quantiser is not None
+    own = {region.name for region in subject.weighted}
+    through = integer_nodes(subject.dense_onnx, subject.quantiser.scheme)[1]
+    ops = {node_name(node): node.op_type for node in subject.dense_onnx.graph.node}
+    sides = ("before", "after")
+    near = {side: dict[str, list[str]]() for side in sides}
+    for p in passing:
+        near["before"].setdefault(p.after, []).append(p.before)
+        near["after"].setdefault(p.before, []).append(p.after)
+    found = {}
+    for region in subject.weighted:
+        tail = {ops[name] for name in region.nodes[1:]}
+        ends = [_beyond(region.name, near[side], through) for side in sides]
+        if region.op != "MatMul" and tail <= BOUNDS and all(names and set(names) <= own for names in ends):
+            found[region.name] = (*ends[0], *ends[1])
+    return found
+
+
+def _beyond(region: str, near: Mapping[str, list[str]], through: Collection[str]) -> list[str]:
+    """The regions next to one on one side, behind those that only pass values on."""
+    todo, found = [*near.get(region, ())], list[str]()
+    for name in todo:  # grows while it is read
+        if name in through:
+            todo += near.get(name, ())
+        elif name not in found:
+            found.append(name)
+    return found
+
+
 def mixing(
     subject: Subject, floats: LatencyTable, integers: LatencyTable, seed: int, tell: Callable[[float, str], None]
 ) -> Mixing:
@@ -112,7 +153,6 @@ def mixing(
     """
     assert subject.precision == MIXED
     dense, half = subject.widths, {name: max(1, n // 2) for name, n in subject.widths.items()}
-    drawn = list(_drawn(subject, seed))
     rows = list[dict[str, float]]()
     with contextlib.closing(subject.runner(subject.build(dense))) as reference:
 
@@ -125,7 +165,7 @@ def mixing(
         every = {region.name: INT8 for region in subject.weighted}
         pace = timed(dense, every) / integers.predict(dense)
         ways = Mixing(pace, 0.0, 0.0).ways(subject, integers)
-        for i, variants in enumerate(drawn):
+        for i, variants in enumerate(drawn := list(_drawn(subject, ways, seed))):
             widths = dense if i % 2 == 0 else half
             converted = ways.converted(variants)
             rows.append(
@@ -151,13 +191,16 @@ def conversion(rows: list[dict[str, float]]) -> tuple[float, float]:
     return float(each), float(element)
 
 
-def _drawn(subject: Subject, seed: int) -> Iterator[dict[str, str]]:
-    """Networks in which a random half of the regions that may runs in INT8."""
+def _drawn(subject: Subject, ways: Ways, seed: int) -> Iterator[dict[str, str]]:
+    """Networks in which a random half of the regions that may runs in INT8, and what cannot stay plain between them."""
     rng = np.random.default_rng(seed)
     names = [region.name for region in subject.weighted]
     for _ in range(DRAWN):
         taken = rng.permutation(len(names))[: max(1, len(names) // 2)]
-        yield {name: INT8 if i in taken else "fp32" for i, name in enumerate(names)}
+        choice = {name: INT8 if i in taken else "fp32" for i, name in enumerate(names)}
+        while odd := [name for name in names if ways.impossible(name, choice)]:
+            choice |= dict.fromkeys(odd, INT8)
+        yield choice
 
 
-__all__ = ["ACROSS", "INT8", "Mixing", "conversion", "followers", "mixing", "passages"]
+__all__ = ["ACROSS", "INT8", "Mixing", "conversion", "followers", "mixing", "passages", "under_pressure"]

@@ -26,6 +26,10 @@ VARIED = ":variant"
 """What follows a region's name in the name of the choice between its variants."""
 
 
+BEYOND = 10.0
+"""What a choice that the runtime would not make costs, in dense networks: beyond every limit."""
+
+
 class Table(Protocol):
     """What a latency table must offer: `Σ points + fixed_ms` is the latency it predicts."""
 
@@ -69,6 +73,7 @@ class Ways:
         variants: the other ways.
         follows: regions without a choice of their own, and those whose way is theirs where all of these run alike;
             else they run in the plain one.
+        pressed: regions that the runtime does not leave in the plain way where all of these run in another one.
         passages: values between regions.
         each_ms, element_ms: what it takes to convert a value between two ways, and each number in it [ms].
     """
@@ -76,6 +81,7 @@ class Ways:
     plain: str = "fp32"
     variants: tuple[Variant, ...] = ()
     follows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    pressed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     passages: tuple[Passage, ...] = ()
     each_ms: float = 0.0
     element_ms: float = 0.0
@@ -86,6 +92,11 @@ class Ways:
             return choice[region]
         led = {choice.get(name, self.plain) for name in self.follows.get(region, ())}
         return led.pop() if len(led) == 1 else self.plain
+
+    def impossible(self, region: str, choice: Mapping[str, str]) -> bool:
+        """Whether the runtime would not run a region in the way that was chosen for it."""
+        around = {self.of(name, choice) for name in self.pressed.get(region, ())}
+        return len(around) == 1 and self.plain not in around and self.of(region, choice) == self.plain
 
     def options(self, otherwise: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[str, ...]]:
         """Names of the ways of each region that has a choice, the plain one last; of other ways a loss is known."""
@@ -160,6 +171,12 @@ def varied(
     for cost in load.costs:
         over = _deciding((cost.name,), ways, options)
         costs.append(_chosen(cost, over, grids, ways, options) if over else cost)
+    never = np.asarray(BEYOND * sum(float(cost.grid.max()) for cost in load.costs))
+    for region, around in ways.pressed.items():
+        over = _deciding((region, *around), ways, options)
+        cells = [never * ways.impossible(region, cell) for cell in _cells(over, options)]
+        if any(cells):
+            costs.append(_over(RegionCost(region, (), never), over, cells, options))
     for passage in ways.passages if ways.each_ms or ways.element_ms else ():
         over = _deciding((passage.before, passage.after), ways, options)
         within = left(passage.elements.within, candidates)

@@ -63,6 +63,7 @@ INTEGERS = Simulated({name: 1.3 if name == "stem" else 0.3 for name in BY_NAME})
 WAYS = Ways(
     variants=(Variant("int8", INTEGERS, pace=1.25),),
     follows={"pool": ("stem", "a", "c"), "cat": ("b", "c")},
+    pressed={"b": ("a", "c")},
     passages=tuple(passage(*pair) for pair in PAIRS),
     each_ms=0.02,
     element_ms=0.001,
@@ -92,11 +93,18 @@ def truth(widths: Mapping[str, int], chosen: Mapping[str, str], ways: Ways) -> f
     return total
 
 
+def possible(chosen: Mapping[str, str]) -> bool:
+    """Whether the runtime leaves `b` in floats."""
+    return chosen["b"] == "int8" or not chosen["a"] == chosen["c"] == "int8"
+
+
 def networks() -> Iterator[tuple[dict[str, int], dict[str, str]]]:
     spans = (range(low, high + 1) for low, high in RANGES.values())
     for sizes in product(*spans):
         for picks in product(("int8", "fp32"), repeat=len(INT8)):
-            yield dict(zip(RANGES, sizes, strict=True)), dict(zip(INT8, picks, strict=True))
+            chosen = dict(zip(INT8, picks, strict=True))
+            if possible(chosen):
+                yield dict(zip(RANGES, sizes, strict=True)), chosen
 
 
 def lost(scores: Importance, widths: Mapping[str, int], chosen: Mapping[str, str]) -> float:
@@ -166,7 +174,7 @@ def test_where_nothing_must_be_gained_all_stays_plain() -> None:
 def test_neighbours_run_alike_where_converting_costs() -> None:
     """Of two regions that lose alike, the one beside integers goes first: its values need not be converted."""
     scores = replace(importance(0), by_group={}, otherwise={"int8": {"a": 0.1, "b": 0.1, "c": 0.1}})
-    ways = replace(WAYS, follows={}, each_ms=0.3, element_ms=0.0)
+    ways = replace(WAYS, follows={}, pressed={}, each_ms=0.3, element_ms=0.0)
     alone = problem_from(FLOATS, scores, np.inf, ways=ways)
     names = [f"{n}:variant" for n in "abc"]
 
@@ -175,6 +183,18 @@ def test_neighbours_run_alike_where_converting_costs() -> None:
 
     assert ms(0, 0, 1) - ms(0, 1, 1) == pytest.approx(1.25 * 0.3 * 0.58 - 0.58)  # no further conversion
     assert ms(0, 1, 0) - ms(0, 1, 1) == pytest.approx(1.25 * 0.3 * 0.9 - 0.9 + 0.6)  # two more
+
+
+def test_what_the_runtime_would_not_leave_plain_is_never_chosen() -> None:
+    """Though it would lose least: `b` between integers is in integers as well, or one of them is not."""
+    scores = replace(importance(0), by_group={}, otherwise={"int8": {"stem": 1.0, "a": 0.1, "b": 9.0, "c": 0.1}})
+    limits = np.linspace(4.8, 6.0, 7)
+    free, held = (
+        [solve(problem_from(FLOATS, scores, ms, ways=replace(WAYS, pressed=p)), gap=1e-9) for ms in limits]
+        for p in ({}, WAYS.pressed)
+    )
+    ways = [[{n.split(":")[0]: way for n, way in f.variants.items()} for f in found] for found in (free, held)]
+    assert not all(map(possible, ways[0])) and all(map(possible, ways[1]))
 
 
 def test_a_region_that_was_not_measured_so_is_refused() -> None:
