@@ -125,10 +125,12 @@ def profiles_text(r: dict[str, Any]) -> str:
 def solve_text(r: dict[str, Any]) -> str:
     """A plan as text."""
     widths = "\n".join(f"  {name:<40} {was:5d} -> {now}" for name, (was, now) in r["widths"].items())
+    mixed = "".join(line + "\n" for line in mixture_line(r))
     return (
         f"predicted {r['predicted_ms']:.4g} ms for a limit of {r['limit_ms']:.4g} ms; objective {r['objective']:.4g}, "
         f"bound {r['bound']:.4g}, gap {r['gap']:.2%}, {r['seconds']:.2f} s; "
-        f"{r['macs_ratio']:.2f} x fewer MACs\n{''.join(map(_limit_line, r['limits']))}{widths}"
+        f"{r['macs_ratio']:.2f} x fewer MACs\n"
+        f"{''.join(map(_limit_line, r['limits']))}{mixed}{widths}"
     )
 
 

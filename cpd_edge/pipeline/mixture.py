@@ -36,6 +36,8 @@ BRIEF = Protocol(limit_s=2.0, target=0.01)
 """How each is timed."""
 BOUNDS = frozenset(["Clip", "Relu"])
 """Operators that become part of the conversion to integers behind them."""
+AROUND = 6
+"""Regions at most between which one cannot stay in floats."""
 LEADERS = 4
 """Regions at most whose precision decides that of one that only passes values on: the nearest ones."""
 
@@ -106,8 +108,8 @@ def under_pressure(subject: Subject, passing: tuple[Passage, ...]) -> dict[str, 
     """Regions that ONNX Runtime makes integers of where all of these are INT8: what they read, and what reads them.
 
     A convolution in floats whose input comes from integers and whose output, bounded or not, goes to integers alone is
-    given integer weights when the file is loaded (its transformer `WeightBiasQuantization`, since 1.21). Nothing that
-    does not cost time keeps it from that, so such a choice is none.
+    given integer weights when the file is loaded (its transformer `WeightBiasQuantization`), so such a choice is none.
+    One that very many regions read is left out: its value does not go to integers alone.
     """
     if subject.runtime != ON_CPU[0]:
         return {}
@@ -124,8 +126,10 @@ def under_pressure(subject: Subject, passing: tuple[Passage, ...]) -> dict[str, 
     for region in subject.weighted:
         tail = {ops[name] for name in region.nodes[1:]}
         ends = [_beyond(region.name, near[side], through) for side in sides]
-        if region.op != "MatMul" and tail <= BOUNDS and all(names and set(names) <= own for names in ends):
-            found[region.name] = (*ends[0], *ends[1])
+        around = tuple(dict.fromkeys(ends[0] + ends[1]))
+        single = region.op != "MatMul" and tail <= BOUNDS and all(ends)
+        if single and set(around) <= own and len(around) <= AROUND:
+            found[region.name] = around
     return found
 
 

@@ -309,6 +309,11 @@ def _checks(
         dense = quantity.at(subject.widths)
         detail = f"{used:,.0f} {quantity.unit}".strip() + f" of {most:,.0f} allowed, {dense:,.0f} when dense"
         rows.append((f"{quantity.name} inside its limit", used <= most, detail))
+    if job.mixed:
+        kernels, chosen = str(job.run.record["environment"].get("layers", "")), mixture(subject, plan)["mixture"]
+        counts = dict(part.split(" ")[:2] for part in kernels.split(", ")) if kernels else {}
+        detail = f"{len(chosen['int8'])} of {chosen['of']} regions are to be int8, kernels say {kernels or 'nothing'}"
+        rows.append(("precisions as chosen", int(counts.get(INT8, 0)) == len(chosen["int8"]), detail))
     if gap is not None:
         rows.append(("cut equals masked", gap < 1e-5, f"differ by {gap:.1e} of the largest output, in float64"))
     return [{"name": n, "passed": ok, "detail": detail} for n, ok, detail in rows]

@@ -259,6 +259,7 @@ def test_a_run_ends_in_a_verdict_on_an_engine_of_both_precisions(folder: Path) -
     assert record["verdict"] in ("PASS", "FAIL", "INCONCLUSIVE")
     assert record["mixture"] == {"int8": ["body"], "of": 3}
     assert record["environment"]["layers"] == "int8 1, fp32 2"
+    assert {"precisions as chosen": True}.items() <= {c["name"]: c["passed"] for c in record["checks"]}.items()
     assert sorted(plan.variants.values()) == ["fp32", "fp32", "int8"] and plan.variants == record["plan"]["variants"]
     assert [row["precision"] for row in record["layers"] if row["op"] != "ReduceMean"] == ["fp32", "int8", "fp32"]
     assert record["parity"]["tolerance"] == 0.25 and "fp32" not in record
