@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -355,6 +355,20 @@ class Quantity:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A value that one region makes and another one reads.
+
+    Attributes:
+        before, after: the regions.
+        elements: how many numbers it holds.
+    """
+
+    before: str
+    after: str
+    elements: Amount
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which units stay, chosen for a limit, with the certificate of the choice.
 
@@ -367,6 +381,7 @@ class Plan:
         gap: relative gap between the two.
         seconds: time to solve.
         strategy: `milp` or a baseline's name.
+        variants: name of the way each region runs in (`int8`, `fp32`), by region; empty where there was no choice.
     """
 
     keep: Mapping[str, tuple[int, ...]]
@@ -377,6 +392,7 @@ class Plan:
     gap: float
     seconds: float
     strategy: str = "milp"
+    variants: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -391,13 +407,22 @@ class Plan:
 
 @dataclass(frozen=True)
 class Importance:
-    """Loss expected from removing each unit, by group: arrays `[units]`, additive, not negative."""
+    """Loss expected from a change to the network, by what is changed: additive, not negative, all in one unit.
+
+    Attributes:
+        by_group: from removing each unit, arrays `[units]` by group.
+        metric: what the loss is.
+        otherwise: from running a region in another way, such as `int8`, by the way's name and the region's. Only
+            regions that are there may run so.
+    """
 
     by_group: Mapping[str, npt.NDArray[np.float64]]
     metric: str = "taylor"
+    otherwise: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 __all__ = [
     "EXIT_CODES", "VOID", "Amount", "Budget", "Comparison", "Constraints", "Frozen", "Group", "Groups", "Importance",
-    "Interval", "Keep", "Layout", "Limits", "Measurement", "Plan", "Quantity", "Region", "Slot", "Verdict", "Widths",
+    "Interval", "Keep", "Layout", "Limits", "Measurement", "Passage", "Plan", "Quantity", "Region", "Slot", "Verdict",
+    "Widths",
 ]  # fmt: skip

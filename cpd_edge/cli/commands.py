@@ -28,6 +28,7 @@ from cpd_edge.cli.options import (
     Model,
     NumClasses,
     Precision,
+    PrecisionOrMixed,
     Quantile,
     Runtime,
     Seed,
@@ -71,7 +72,7 @@ def prune(
     device: Device = "local",
     runtime: Runtime = "onnxruntime",
     threads: Threads = 1,
-    precision: Precision = "fp32",
+    precision: PrecisionOrMixed = "fp32",
     weights: Weights = None,
     num_classes: NumClasses = None,
     image_size: Annotated[

@@ -29,6 +29,14 @@ Runtime = Annotated[
 Precision = Annotated[
     str, typer.Option("--precision", help="what the engine computes in: fp32, int8, or what else the runtime has")
 ]
+PrecisionOrMixed = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="what the engine computes in: fp32, int8, or what else the runtime has; mixed: int8 or fp32 is chosen for "
+        "each layer together with its width, on the CPU runtimes",
+    ),
+]
 Quantile = Annotated[float, typer.Option("--quantile", help="quantile of latency that the budget limits")]
 InputShape = Annotated[str, typer.Option("--input", help="shape of one input: channels,height,width")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of everything that is drawn")]

@@ -46,6 +46,7 @@ def summary(r: dict[str, Any]) -> str:
             f"  speed-up  {span(r['speedup'], 'x')} {how_known(r)}, with {ratios(r)}",
             f"  {r['metric']:<9} {percent[0]} dense, {percent[1]} pruned (as deployed)",
             *fp32_line(r),
+            *mixture_line(r),
             *checks_line(r),
             f"  predicted {r['predicted_ms']:.4g} ms, gap {r['gap']:.2%}, rounds {r['rounds']}",
             f"  report    {Path(r['run']) / 'report.html'}",
@@ -59,6 +60,14 @@ def fp32_line(r: dict[str, Any]) -> list[str]:
         return []
     before, gain = r["fp32"], span(r["fp32"]["speedup"], "x")
     return [f"  {r['precision']:<9} {gain} over dense fp32: {span(before['latency_ms'])}, {before['metric']:.4f}"]
+
+
+def mixture_line(r: dict[str, Any]) -> list[str]:
+    """A line on which layers are in INT8, where each has its own precision."""
+    if "mixture" not in r:
+        return []
+    names = r["mixture"]["int8"]
+    return [f"  mixed     int8 in {len(names)} of {r['mixture']['of']} regions: {', '.join(names) or 'none'}"]
 
 
 def checks_line(r: dict[str, Any]) -> list[str]:
@@ -131,10 +140,12 @@ def profiles_text(r: dict[str, Any]) -> str:
 def solve_text(r: dict[str, Any]) -> str:
     """A plan as text."""
     widths = "\n".join(f"  {name:<40} {was:5d} -> {now}" for name, (was, now) in r["widths"].items())
+    mixed = "".join(line + "\n" for line in mixture_line(r))
     return (
         f"predicted {r['predicted_ms']:.4g} ms for a limit of {r['limit_ms']:.4g} ms; objective {r['objective']:.4g}, "
         f"bound {r['bound']:.4g}, gap {r['gap']:.2%}, {r['seconds']:.2f} s; "
-        f"{r['macs_ratio']:.2f} x fewer MACs\n{''.join(map(_limit_line, r['limits']))}{widths}"
+        f"{r['macs_ratio']:.2f} x fewer MACs\n"
+        f"{''.join(map(_limit_line, r['limits']))}{mixed}{widths}"
     )
 
 

@@ -67,15 +67,35 @@ def is_quantised(model: onnx.ModelProto) -> bool:
     return any(node.op_type in MARKS for node in model.graph.node)
 
 
-def calibrate(model: onnx.ModelProto, images: npt.NDArray[Any], scheme: Scheme, batch: int = 8) -> Ranges:
-    """The ranges that a scheme needs of a model, from calibration inputs `[n, ...]`.
+def integer_nodes(model: onnx.ModelProto, scheme: Scheme) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Names of the weighted nodes that can compute in integers, in order, and of nodes that pass integers on.
+
+    The latter do so where all that they read comes from integers, and all that read them take integers.
+
+    Raises:
+        ModelError: as `quantise`.
+    """
+    place = _Placement(model, scheme, None)
+    names = tuple(place.nodes[i].name for i in sorted(place.weighted))
+    return names, frozenset(place.nodes[i].name for i in place.chosen - place.weighted)
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    images: npt.NDArray[Any],
+    scheme: Scheme,
+    batch: int = 8,
+    *,
+    nodes: Collection[str] | None = None,
+) -> Ranges:
+    """The ranges that a scheme needs of a model, from calibration inputs `[n, ...]`; of `nodes` as for `quantise`.
 
     Raises:
         DataError: images of another shape, or values that are not finite.
         ModelError: the model is quantised already, or has nothing to quantise.
         RuntimeMissing: ONNX Runtime is not installed.
     """
-    return observe(model, images, _Placement(model, scheme, None).values, batch)
+    return observe(model, images, _Placement(model, scheme, nodes).values, batch)
 
 
 def quantise(
@@ -351,4 +371,7 @@ def _out_axis(node: onnx.NodeProto, dims: int) -> int:
     return 1 if node.op_type == "ConvTranspose" else dims - 1
 
 
-__all__ = ["CPU", "CPU_SATURATING", "MARKS", "TENSORRT", "Scheme", "calibrate", "is_quantised", "quantise"]
+__all__ = [
+    "CPU", "CPU_SATURATING", "MARKS", "TENSORRT", "Scheme", "calibrate", "integer_nodes", "is_quantised",
+    "quantise",
+]  # fmt: skip

@@ -81,6 +81,8 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
     TENSORRT: ("fp32", "tf32", "fp16", "int8", "int8+fp16"),
 }
 """What engines of each runtime may compute in; of OpenVINO's, the CPU has its say too."""
+MIXED = "mixed"
+"""Stands for a precision where each region of a network has its own, fp32 or int8: on the runtimes of `ON_CPU`."""
 
 
 def model_runner(
@@ -130,6 +132,21 @@ def require_precision(precision: str, runtime: str) -> None:
         require_computes(precision)
 
 
+def require_mixed(runtime: str) -> None:
+    """Refuses a runtime on which precisions are not chosen by region.
+
+    Raises:
+        UsageError: says what to give.
+    """
+    if runtime not in ON_CPU:
+        own = ": TensorRT takes the faster of both by itself" if runtime == TENSORRT else ""
+        instead = "int8+fp16" if runtime == TENSORRT else " or ".join(PRECISIONS[runtime])
+        raise UsageError(
+            f"--precision {MIXED} is not for {TITLES[runtime]}{own}",
+            hint=f"give --precision {instead}, or --runtime {' or '.join(ON_CPU)}",
+        )
+
+
 def require_known(runtime: str) -> None:
     """Refuses a runtime that is unknown.
 
@@ -175,6 +192,6 @@ _NEEDS: Mapping[str, Callable[[], object]] = {
 }
 
 __all__ = [
-    "LAUNCHES", "ON_CPU", "PRECISIONS", "RUNNERS", "TENSORRT", "TITLES", "ModelRunner", "model_runner", "require_known",
-    "require_precision", "require_runtime",
+    "LAUNCHES", "MIXED", "ON_CPU", "PRECISIONS", "RUNNERS", "TENSORRT", "TITLES", "ModelRunner", "model_runner",
+    "require_known", "require_mixed", "require_precision", "require_runtime",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -31,13 +31,14 @@ from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
 from cpd_edge.measure import stats
 from cpd_edge.measure.protocol import Protocol, compare, measure
-from cpd_edge.measure.runtimes import ModelRunner
+from cpd_edge.measure.runtimes import MIXED, ModelRunner
 from cpd_edge.measure.sensing import observed, sensing
 from cpd_edge.measure.site import site_of
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
 from cpd_edge.pipeline.kept import keep_bench, kept_bench
 from cpd_edge.pipeline.loop import close_loop
+from cpd_edge.pipeline.mixture import ACROSS, INT8, Mixing, mixing
 from cpd_edge.pipeline.opening import open_model
 from cpd_edge.pipeline.plans import on_device, plan_for, plans_for
 from cpd_edge.pipeline.precision import PARITY, calibration_images
@@ -56,8 +57,9 @@ from cpd_edge.pipeline.steps import (
     save_student,
     teach,
 )
-from cpd_edge.pipeline.subject import Subject, save_groups
+from cpd_edge.pipeline.subject import Subject, made_in, save_groups
 from cpd_edge.profile.table import LatencyTable, table_folder
+from cpd_edge.solve.ways import PLAIN, Ways
 from cpd_edge.types import Comparison, Constraints, Importance, Interval, Plan
 
 QUICK = Protocol(limit_s=6.0, target=0.01)
@@ -66,6 +68,8 @@ FULL = Protocol(limit_s=45.0, target=0.01, min_blocks=20)
 """Protocol of the verdict, where the request says nothing else of it."""
 NEARLY = 0.99
 """How far a stage is at most before it ends: files are still to be written when the last of its work is told."""
+INT8_TABLE, MIXING = "table-int8.json", "mixing.json"
+"""Files of a run in mixed precision: the second table, and what beside the tables a mixture costs."""
 FIRST_SHARE = 0.4
 """Share of the distillation that the steps before the last one get together."""
 
@@ -76,6 +80,7 @@ class Job:
     def __init__(self, request: Request, run: store.Run, task: Task, progress: Progress) -> None:
         self.request, self.run, self.task, self._tell = request, run, task, progress
         self.checkpoints = run / "checkpoints"
+        self._ways: Ways | None = None
 
     @cached_property
     def start(self) -> Student | None:
@@ -87,6 +92,11 @@ class Job:
         """The protocol of this run's verdict."""
         asked = {"limit_s": self.request.limit_s, "target": self.request.target}
         return replace(FULL, **{name: value for name, value in asked.items() if value is not None})
+
+    @property
+    def across(self) -> Collection[str]:
+        """In what the dense engine and the pruned one may differ: in mixed precision, in that."""
+        return ACROSS if self.mixed else ()
 
     @contextlib.contextmanager
     def shown(self, name: str) -> Iterator[None]:
@@ -150,13 +160,20 @@ class Job:
     @cached_property
     def images(self) -> npt.NDArray[np.float32] | None:
         """What INT8 is calibrated on."""
-        return calibration_images(self.task, self.request.seed) if self.request.precision.startswith("int8") else None
+        integers = self.request.precision.startswith("int8") or self.mixed
+        return calibration_images(self.task, self.request.seed) if integers else None
 
-    def ship(self, name: str, subject: Subject, network: Network) -> Parity:
+    @property
+    def mixed(self) -> bool:
+        """Whether each region has its own precision."""
+        return self.request.precision == MIXED
+
+    def ship(self, name: str, subject: Subject, network: Network, plan: Plan | None = None) -> Parity:
         """Exports, refuses an engine that computes something else than torch, and writes NAME.onnx.
 
         Where INT8 is shipped, what it is made of stays beside it as NAME-fp32.onnx, and must equal torch as any fp32
-        engine does: what the quantised one differs by is then rounding.
+        engine does: what the quantised one differs by is then rounding. In mixed precision the plan says which regions
+        are INT8, none without one.
 
         Raises:
             ParityError: engine and torch differ by more than the tolerance on real inputs.
@@ -168,13 +185,18 @@ class Job:
             "engine": name,
             "input": json.dumps(self.task.data.contract()),
         }
+        variants = plan.variants if plan else {}
+        if variants:
+            provenance["precisions"] = json.dumps(dict(variants))
         model = finish(export_onnx(network).model, provenance)
-        if subject.quantiser is None:
-            return self.shipped(name, network, model, self.request.precision)
+        nodes = subject.quantised(model, plan.widths if plan else subject.widths, variants)
+        if subject.quantiser is None or (nodes is not None and not nodes):
+            (self.run / f"{name}-fp32.onnx").unlink(missing_ok=True)
+            return self.shipped(name, network, model, "fp32" if self.mixed else self.request.precision)
         self.shipped(f"{name}-fp32", network, model, "fp32")
         assert self.images is not None
-        quantiser = subject.quantiser.recalibrated(model, self.images)
-        return self.shipped(name, network, quantiser.ship(model), self.request.precision)
+        quantiser = subject.quantiser.recalibrated(model, self.images, nodes)
+        return self.shipped(name, network, quantiser.ship(model, nodes), self.request.precision)
 
     def shipped(self, name: str, network: Network, model: onnx.ModelProto, precision: str) -> Parity:
         """Holds an engine to torch and writes it."""
@@ -205,9 +227,13 @@ class Job:
 
     def table(self, subject: Subject) -> LatencyTable:
         """The latency table, measured now or reused, from the run's folder or this device's."""
+        return self.table_of(subject.all_in("fp32") if self.mixed else subject, self.run / "table.json")
+
+    def table_of(self, subject: Subject, file: Path) -> LatencyTable:
+        """The latency table of the network in one precision, see `table`."""
         key = subject.key()
-        if (self.run / "table.json").exists():
-            known = LatencyTable.load(self.run / "table.json")
+        if file.exists():
+            known = LatencyTable.load(file)
             if known.key == key:
                 return known
         folder = table_folder(Path(self.request.profiles), key)
@@ -215,25 +241,38 @@ class Job:
             table = measured_table(
                 subject, key, folder, samples=self.request.samples, seed=self.request.seed, progress=tell
             )
-            table.save(self.run / "table.json")
+            table.save(file)
         return table
+
+    def ways(self, subject: Subject, table: LatencyTable) -> Ways:
+        """How regions may run: one way, or in mixed precision two, of which the other was measured as well."""
+        if not self.mixed:
+            return PLAIN
+        if self._ways is None:
+            integers, file = self.table_of(subject.all_in(INT8), self.run / INT8_TABLE), self.run / MIXING
+            if not file.exists():
+                with self.stage("profile both") as tell:
+                    store.write_json(file, mixing(subject, table, integers, self.request.seed, tell))
+            self._ways = Mixing(**store.read_json(file)).ways(subject, integers)
+        return self._ways
 
     @contextlib.contextmanager
     def engine(self, name: str) -> Iterator[ModelRunner]:
         """An engine of the run folder, ready to time."""
-        precision = "fp32" if name.endswith("-fp32") else self.request.precision
+        precision = "fp32" if name.endswith("-fp32") or (self.mixed and name == "dense") else self.request.precision
         with contextlib.closing(self.opened(self.run / f"{name}.onnx", precision)) as runner:
             yield runner
 
     def opened(self, model: Path | bytes, precision: str) -> ModelRunner:
         """A model on the runtime that the run is for."""
         asked = self.request
-        return open_model(asked.device, asked.runtime, model, threads=asked.threads, precision=precision)
+        return open_model(asked.device, asked.runtime, model, threads=asked.threads, precision=made_in(precision))
 
     def window(self, candidate: bytes, tell: Callable[[float, str], None]) -> aim.Window:
         """Times a candidate against the dense engine by the short protocol."""
         with self.engine("dense") as a, contextlib.closing(self.opened(candidate, self.request.precision)) as b:
-            found = compare(a, b, ("dense", "pruned"), QUICK, self.request.budget.quantile, progress=tell)
+            quantile = self.request.budget.quantile
+            found = compare(a, b, ("dense", "pruned"), QUICK, quantile, progress=tell, across=self.across)
         return aim.judge(found, self.request.budget)
 
     def bench(self, tell: Callable[[float, str], None]) -> Comparison:
@@ -243,7 +282,7 @@ class Job:
         """
         quantile = self.request.budget.quantile
         with self.engine("dense") as a, self.engine("pruned") as b, sensing(b) as sensors:
-            found = compare(a, b, ("dense", "pruned"), self.protocol, quantile, progress=tell)
+            found = compare(a, b, ("dense", "pruned"), self.protocol, quantile, progress=tell, across=self.across)
             seen = observed(sensors, found.b)
         self.run.save_measurement(found.a)
         self.run.save_measurement(found.b)
@@ -268,7 +307,7 @@ class Job:
         The budget's own reference is the dense engine of the same precision; nothing is added where that is fp32.
         """
         budget, stored = self.request.budget, self.run / "dense-fp32.onnx"
-        if self.request.precision == "fp32":
+        if self.request.precision == "fp32" or self.mixed:
             return {}
         dense = stored if stored.exists() else self.run / "dense.onnx"
         with contextlib.closing(self.opened(dense, "fp32")) as a:
@@ -291,16 +330,19 @@ class Job:
         dense = outcome.interval_from(self.run.record["dense_latency_ms"])
         pace, limit_ms = dense.estimate / table.predict(subject.widths), aim.limit_of(self.request.budget, dense)
         alike = Importance({name: np.ones(n) for name, n in subject.widths.items()})
+        if self.mixed:
+            alike = replace(alike, otherwise={INT8: {region.name: 1.0 for region in subject.weighted}})
+        ways = self.ways(subject, table)
         try:
             with self.stage("solve"):
-                plan_for(subject, table, alike, limit_ms / pace, None, self.request.constraints)
+                plan_for(subject, table, alike, limit_ms / pace, None, self.request.constraints, ways)
         except InfeasibleError as error:
             raise on_device(error, subject.regions, subject.widths, pace, limit_ms, 0.0) from error
 
     def tried(self, subject: Subject, plan: Plan) -> aim.Window:
         """Builds a plan, untrained, and times it by the short protocol."""
         with self.stage("measure rounds") as tell:
-            return self.window(subject.build_plan(plan.kept), tell)
+            return self.window(subject.build_plan(plan.kept, plan.variants), tell)
 
     def chosen(
         self,
@@ -316,14 +358,14 @@ class Job:
         Raises:
             InfeasibleError: no plan meets the limits.
         """
-        asked = (subject, table, importance, limit_ms, student, constraints)
+        asked, ways = (subject, table, importance, limit_ms, student, constraints), self.ways(subject, table)
         if self.request.refine == 1:
             with self.stage("solve"):
-                return plan_for(*asked)
+                return plan_for(*asked, ways)
         with self.stage("solve"):
-            plans = plans_for(*asked, self.request.refine)
+            plans = plans_for(*asked, self.request.refine, ways)
         with self.stage("refine") as tell:
-            plan, tried = refined(subject, student, plans, self.task, self.request, tell)
+            plan, tried = refined(subject, student, plans, self.task, self.request, tell, importance)
         self.run.update(refined=[*(r for r in self.run.record.get("refined", []) if not same_choice(r, tried)), tried])
         return plan
 
@@ -428,7 +470,7 @@ class Job:
         done = self.benched(step)
         if done is None:
             with self.stage("deploy"):
-                parity = self.ship("pruned", subject, student.network)
+                parity = self.ship("pruned", subject, student.network, student.plan)
             with self.stage("bench") as tell:
                 done = self.bench(tell), parity
             keep_bench(self.run, self.checkpoints, step, *done)

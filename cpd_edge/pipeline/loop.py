@@ -50,7 +50,7 @@ def close_loop(
                 aimed_ms = limit_ms * aim.AIM
                 raise on_device(error, subject.regions, subject.widths, pace, aimed_ms, delta_ms) from error
             break
-        if any(t.plan.widths == plan.widths for t in trials):
+        if any(t.plan.widths == plan.widths and t.plan.variants == plan.variants for t in trials):
             break
         window = job.tried(subject, plan)
         pace, limit_ms = window.dense.estimate / dense_ms, window.limit_ms

@@ -22,6 +22,7 @@ from cpd_edge.measure.protocol import INSIDE
 from cpd_edge.measure.runtimes import LAUNCHES, ON_CPU, TITLES
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.aim import Window
+from cpd_edge.pipeline.mixture import INT8
 from cpd_edge.pipeline.quantities import FILE_SIZE, counted, macs
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import Student
@@ -102,10 +103,10 @@ def write(job: Job, subject: Subject, table: LatencyTable, student: Student, win
     with job.stage("evaluate"):
         quality = _quality(job)
     with job.stage("layers"):
-        layers = _layers(job, subject, table, plan.widths)
+        layers = _layers(job, subject, table, plan)
     report = table.report()
     run.update(
-        plan={k: getattr(plan, k) for k in ("objective", "bound", "gap", "seconds", "strategy")}
+        plan={k: getattr(plan, k) for k in ("objective", "bound", "gap", "seconds", "strategy", "variants")}
         | {"limit_ms": on_device(plan.limit_ms)},
         gap=plan.gap,
         predicted_ms=on_device(plan.predicted_ms),
@@ -113,6 +114,7 @@ def write(job: Job, subject: Subject, table: LatencyTable, student: Student, win
         profile=_profile_record(table, report),
         history=[{**row, "predicted_ms": on_device(row["predicted_ms"])} for row in student.history],
         rounds=len(run.record.get("round_log", [])),
+        **(mixture(subject, plan) if job.mixed else {}),
         **_ratios(subject, student),
         **comb_record(subject.combed, plan.keep),
         **quality,
@@ -121,6 +123,13 @@ def write(job: Job, subject: Subject, table: LatencyTable, student: Student, win
     with job.stage("verify"):
         checks = _checks(job, subject, student, window, parity, report)
     _conclude(job, window, checks)
+
+
+def mixture(subject: Subject, plan: Plan) -> dict[str, Any]:
+    """Which layers of a plan run in INT8, of how many that could."""
+    left = [r for r in subject.weighted if all(plan.widths.get(branch, 1) for branch in r.within)]
+    names = [r.fqn.removesuffix(".weight") or r.name for r in left if plan.variants.get(r.name) == INT8]
+    return {"mixture": {"int8": names, "of": len(left)}}
 
 
 def write_already_met(job: Job, subject: Subject, window: Window) -> None:
@@ -237,12 +246,14 @@ def macs_at(regions: tuple[Region, ...], widths: Widths) -> int:
     return round(macs(regions).at(widths))
 
 
-def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> dict[str, Any]:
+def _layers(job: Job, subject: Subject, table: LatencyTable, plan: Plan) -> dict[str, Any]:
     """Widths and profiled times of every region, dense and pruned, and what the median latency holds beside them.
+
+    In mixed precision also what each region computes in.
 
     Of regions that the runtime runs as one kernel, the first has the time of all.
     """
-    times, rest = {}, {}
+    times, rest, widths, ways = {}, {}, plan.widths, job.ways(subject, table)
     for name in ("dense", "pruned"):
         data = (job.run / f"{name}.onnx").read_bytes()
         attribution = Attribution.of(subject.regions, subject.dense_onnx).fused(table.fused)
@@ -257,7 +268,7 @@ def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> 
 
     at = {g: widths.get(g, n) for g, n in subject.widths.items()}
     together = {name: names if name == names[0] else () for names in table.fused for name in names}
-    predicted_ms = table.predict(at)
+    predicted_ms = ways.predict(table, at, plan.variants)
     pace = predicted_ms / table.bend.total(predicted_ms)
     rows = [
         {
@@ -266,7 +277,10 @@ def _layers(job: Job, subject: Subject, table: LatencyTable, widths: Widths) -> 
             "pruned_in": size(r.reads, widths) if stays(r) else 0,
             "pruned_out": size(r.writes, widths) if stays(r) else 0,
             "dense_ms": times["dense"].get(r.name, 0.0), "pruned_ms": times["pruned"].get(r.name, 0.0),
-            "predicted_ms": pace * sum(table.region_ms(name, at) for name in together.get(r.name, (r.name,))),
+            "predicted_ms": pace * sum(
+                ways.region_ms(table, name, at, plan.variants) for name in together.get(r.name, (r.name,))
+            ),
+            **({"precision": ways.of(r.name, plan.variants)} if job.mixed and stays(r) else {}),
         }
         for r in subject.regions
     ]  # fmt: skip
@@ -300,6 +314,11 @@ def _checks(
         dense = quantity.at(subject.widths)
         detail = f"{used:,.0f} {quantity.unit}".strip() + f" of {most:,.0f} allowed, {dense:,.0f} when dense"
         rows.append((f"{quantity.name} inside its limit", used <= most, detail))
+    if job.mixed:
+        kernels, chosen = str(job.run.record["environment"].get("layers", "")), mixture(subject, plan)["mixture"]
+        counts = dict(part.split(" ")[:2] for part in kernels.split(", ")) if kernels else {}
+        detail = f"{len(chosen['int8'])} of {chosen['of']} regions are to be int8, kernels say {kernels or 'nothing'}"
+        rows.append(("precisions as chosen", int(counts.get(INT8, 0)) == len(chosen["int8"]), detail))
     if gap is not None:
         rows.append(("cut equals masked", gap < 1e-5, f"differ by {gap:.1e} of the largest output, in float64"))
     return [{"name": n, "passed": ok, "detail": detail} for n, ok, detail in rows]

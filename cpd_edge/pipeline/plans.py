@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from cpd_edge.solve.infeasible import FLAGS
 from cpd_edge.solve.milp import best, solve
 from cpd_edge.solve.pose import Elsewhere, plan_from, problem_from
 from cpd_edge.solve.problem import LATENCY, Problem, Solution
+from cpd_edge.solve.ways import PLAIN, Ways
 from cpd_edge.types import Constraints, Groups, Importance, Plan, Quantity, Region
 
 TRUST = 0.4
@@ -59,11 +61,12 @@ def posed(
     *,
     limits: Sequence[tuple[Quantity, float]] = (),
     elsewhere: Sequence[Elsewhere] = (),
+    ways: Ways = PLAIN,
 ) -> Posed:
     """The problem of a limit in the table's milliseconds, under a user's constraints.
 
     Args:
-        table, importance, limit_ms, at_most, at_least, elsewhere: see `problem_from`.
+        table, importance, limit_ms, at_most, at_least, elsewhere, ways: see `problem_from`.
         groups: of the dense network.
         constraints: what is forbidden and demanded.
         limits: quantities and the most that each may be.
@@ -84,6 +87,7 @@ def posed(
         multiple_of=constraints.multiple_of,
         counted=limits,
         elsewhere=elsewhere,
+        ways=ways,
     )
     classes = ties(groups, constraints)
     return Posed(tied(problem, classes), classes, importance)
@@ -96,13 +100,14 @@ def plan_for(
     limit_ms: float,
     student: Student | None,
     constraints: Constraints,
+    ways: Ways = PLAIN,
 ) -> Plan:
     """The best plan inside a limit in the table's milliseconds, nested in the student's own: see `plans_for`.
 
     Raises:
         InfeasibleError: no plan meets the limits.
     """
-    return plans_for(subject, table, importance, limit_ms, student, constraints, 1)[0]
+    return plans_for(subject, table, importance, limit_ms, student, constraints, 1, ways)[0]
 
 
 def plans_for(
@@ -113,6 +118,7 @@ def plans_for(
     student: Student | None,
     constraints: Constraints,
     count: int,
+    ways: Ways = PLAIN,
 ) -> tuple[Plan, ...]:
     """The best plans inside a limit in the table's milliseconds, nested in the student's own, the best first.
 
@@ -125,10 +131,11 @@ def plans_for(
     at_most = student.plan.widths if student else subject.widths
     near = {name: max(1, round(n * TRUST)) for name, n in at_most.items() if subject.widths[name] > 1}
     groups, limits = subject.combed.groups, counted(subject, constraints.limits)
+    asked = partial(posed, table, importance, limit_ms, groups, constraints, at_most, limits=limits, ways=ways)
     try:
-        return best_plans(posed(table, importance, limit_ms, groups, constraints, at_most, near, limits=limits), count)
+        return best_plans(asked(near), count)
     except InfeasibleError:
-        return best_plans(posed(table, importance, limit_ms, groups, constraints, at_most, limits=limits), count)
+        return best_plans(asked(), count)
 
 
 def best_plans(where: Posed, count: int) -> tuple[Plan, ...]:

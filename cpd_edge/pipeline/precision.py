@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ CALIBRATION_IMAGES = 128
 UNSEEN = (-1.0, 1.0)
 """Range of a value that only a build to be timed has: latency does not depend on it."""
 PARITY: Mapping[str, float] = {
-    "fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2, "bf16": 0.1, "int8": 0.25, "int8+fp16": 0.25,
+    "fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2, "bf16": 0.1, "int8": 0.25, "int8+fp16": 0.25, "mixed": 0.25,
 }  # fmt: skip
 """Largest difference of engine and torch by precision, relative to the largest output; a wrong engine is off by all."""
 
@@ -51,17 +51,19 @@ class Quantiser:
         scheme = on_cpu if runtime in ON_CPU else TENSORRT
         return cls(scheme, calibrate(model, images, scheme), len(images))
 
-    def recalibrated(self, model: onnx.ModelProto, images: npt.NDArray[Any]) -> Quantiser:
-        """For a network whose values are others than the dense one's."""
-        return replace(self, ranges=calibrate(model, images, self.scheme), images=len(images))
+    def recalibrated(
+        self, model: onnx.ModelProto, images: npt.NDArray[Any], nodes: Collection[str] | None = None
+    ) -> Quantiser:
+        """For a network whose values are others than the dense one's, or of which only `nodes` are quantised."""
+        return replace(self, ranges=calibrate(model, images, self.scheme, nodes=nodes), images=len(images))
 
-    def ship(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """The quantised model, each value by its own range."""
-        return quantise(model, self.ranges, self.scheme)
+    def ship(self, model: onnx.ModelProto, nodes: Collection[str] | None = None) -> onnx.ModelProto:
+        """The quantised model, each value by its own range; with `nodes`, all but those weighted nodes stay fp32."""
+        return quantise(model, self.ranges, self.scheme, nodes=nodes)
 
-    def time(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """The quantised model of a cut network, to be timed: values that the dense one lacks have a range assumed."""
-        return quantise(model, self.ranges, self.scheme, unseen=UNSEEN)
+    def time(self, model: onnx.ModelProto, nodes: Collection[str] | None = None) -> onnx.ModelProto:
+        """The same of a cut network, to be timed: values that the dense one lacks have a range assumed."""
+        return quantise(model, self.ranges, self.scheme, nodes=nodes, unseen=UNSEEN)
 
     def to_json(self) -> dict[str, Any]:
         """How it was made, for the record."""

@@ -97,7 +97,7 @@ def file_size(subject: Subject) -> Quantity:
         within = frozenset.intersection(*readers.get(held.name, [frozenset()]))
         shape, bytes_each = tuple(held.dims), _bytes_of(held.data_type)
         dims = subject.layouts.get(held.name, ())
-        weights.append(_tensor(held.name, shape, bytes_each, dims, tuple(sorted(within))))
+        weights.append(tensor(held.name, shape, bytes_each, dims, tuple(sorted(within))))
     rest = PROVENANCE + model.ByteSize() - sum(w.times * prod(d.extent for d in w.dims) for w in weights)
     return Quantity(FILE_SIZE, "bytes", ((Amount(rest, name="the graph"), *weights),))
 
@@ -135,12 +135,10 @@ def _live(subject: Subject) -> Iterator[tuple[int, int, Amount]]:
     for name, last in read.items():
         if name in made:
             dims = subject.layouts.get(name, ())
-            yield made[name], last, _tensor(name, shapes.get(name, ()), _bytes_of(kinds.get(name, 1)), dims, ())
+            yield made[name], last, tensor(name, shapes.get(name, ()), _bytes_of(kinds.get(name, 1)), dims, ())
 
 
-def _tensor(
-    name: str, shape: Sequence[int], bytes_each: int, dims: Sequence[Layout], within: tuple[str, ...]
-) -> Amount:
+def tensor(name: str, shape: Sequence[int], bytes_each: int, dims: Sequence[Layout], within: tuple[str, ...]) -> Amount:
     """A tensor's bytes; a dim whose layout is not known, or has no axis of a group, stays as it is."""
     known = len(dims) == len(shape)
     moving = tuple(d for d, n in zip(dims, shape, strict=True) if d.extent == n and axes(d)) if known else ()

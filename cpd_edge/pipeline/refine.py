@@ -12,7 +12,7 @@ from cpd_edge.intake.tasks import Task
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import BIG_BATCH, Student, cut_student
 from cpd_edge.pipeline.subject import Subject
-from cpd_edge.types import Plan
+from cpd_edge.types import Importance, Plan
 
 
 def refined(
@@ -22,6 +22,7 @@ def refined(
     task: Task,
     request: Request,
     progress: Callable[[float, str], None],
+    importance: Importance | None = None,
 ) -> tuple[Plan, dict[str, Any]]:
     """The plan whose cut network, not trained yet, departs least from the dense one; and what was tried.
 
@@ -32,10 +33,13 @@ def refined(
         task: gives the calibration data.
         request: its seed and its number of batches.
         progress: gets fraction and message.
+        importance: knows what regions lose that run in other ways, which is added to what the cut network loses.
     """
     losses: list[float] = []
+    otherwise = importance.otherwise if importance else {}
     for i, plan in enumerate(plans):
-        losses.append(calibration_loss(subject, student, plan, task, request))
+        rounded = sum(otherwise.get(way, {}).get(region, 0.0) for region, way in plan.variants.items())
+        losses.append(calibration_loss(subject, student, plan, task, request) + rounded)
         progress((i + 1) / len(plans), f"plan {i + 1} of {len(plans)}: loss {losses[-1]:.4g}")
     taken = min(range(len(plans)), key=losses.__getitem__)
     rows = [{"objective": p.objective, "loss": x} for p, x in zip(plans, losses, strict=True)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from cpd_edge.errors import StoreError, UsageError
 from cpd_edge.measure.remote import require_device
-from cpd_edge.measure.runtimes import require_known, require_precision
+from cpd_edge.measure.runtimes import MIXED, require_known, require_mixed, require_precision
 from cpd_edge.types import Budget, Constraints, Limits
 
 LEAST = {
@@ -56,7 +56,8 @@ class Request:
         train: train the model on the data first, for models that come without weights.
         train_epochs: epochs of that training.
         device, runtime, threads: where and on what the engine runs.
-        precision: what both engines compute in; `int8` is quantised on training images.
+        precision: what both engines compute in; `int8` is quantised on training images. `mixed`: the dense engine in
+            fp32, and of the pruned one the regions that the solver chooses in int8.
         epochs: epochs of distillation in all; None: as many as show about 200,000 images, 3 to 30.
         steps: prunings, with distillation after each.
         batch: training batch; None: 16 to 128, as the training set is large.
@@ -116,7 +117,11 @@ class Request:
     def __post_init__(self) -> None:
         require_known(self.runtime)
         require_device(self.device, self.runtime)
-        require_precision(self.precision, self.runtime)
+        if self.precision == MIXED:
+            require_mixed(self.runtime)
+            self._require_nats()
+        else:
+            require_precision(self.precision, self.runtime)
         if self.precision != "fp32" and (self.max_size_mb is not None or self.max_memory_mb is not None):
             raise UsageError(
                 f"bytes are counted for fp32 only, and the precision is {self.precision}",
@@ -141,6 +146,26 @@ class Request:
             raise UsageError(f"alpha of {self.alpha}: it must lie between 0 and 1", hint=_again("alpha", 0.7))
         if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs >= 0):
             raise UsageError(f"epochs of {self.epochs}: it must be 0 or more", hint=_again("epochs", 3))
+
+    def _require_nats(self) -> None:
+        """Refuses a score that losses of precision cannot be added to."""
+        if self.score == "magnitude":
+            raise UsageError(
+                f"--precision {MIXED} sets the loss of int8 against that of removing units, and a magnitude is no loss",
+                hint="give --score fisher or taylor",
+            )
+
+    def require_one_precision(self, what: str) -> None:
+        """Refuses mixed precision where all of an engine is in one.
+
+        Raises:
+            UsageError: says what to give.
+        """
+        if self.precision == MIXED:
+            raise UsageError(
+                f"{what} takes one precision at a time, not {MIXED}",
+                hint="give --precision fp32, then --precision int8",
+            )
 
     @property
     def constraints(self) -> Constraints:

@@ -12,16 +12,23 @@ from cpd_edge import store
 from cpd_edge.comb import comb
 from cpd_edge.errors import DataError, InfeasibleError, TableError, UsageError
 from cpd_edge.intake.tasks import Task, load_task
+from cpd_edge.measure.runtimes import MIXED
+from cpd_edge.network import Network
 from cpd_edge.pipeline import aim
-from cpd_edge.pipeline.outcome import interval_from, macs_at
+from cpd_edge.pipeline.job import INT8_TABLE, MIXING
+from cpd_edge.pipeline.mixture import Mixing
+from cpd_edge.pipeline.outcome import interval_from, macs_at, mixture
 from cpd_edge.pipeline.plans import SOLVE_S, on_device, posed
+from cpd_edge.pipeline.precision import calibration_images
 from cpd_edge.pipeline.quantities import counted
 from cpd_edge.pipeline.request import Request
+from cpd_edge.pipeline.sensitivity import sensitivities
 from cpd_edge.pipeline.steps import scores
 from cpd_edge.pipeline.subject import Subject
 from cpd_edge.profile.table import LatencyTable
 from cpd_edge.solve.milp import solve as solved
 from cpd_edge.solve.pose import Elsewhere
+from cpd_edge.solve.ways import PLAIN
 from cpd_edge.types import Budget, Limits
 
 
@@ -43,7 +50,10 @@ def solve(
     run = store.Run(folder)
     typed = {f"max_{name}": most for name, most in vars(limits or Limits()).items() if most is not None}
     request = replace(Request.from_json(run.record["request"]), **typed)
-    if not (run / "table.json").exists():
+    mixed = request.precision == MIXED
+    if mixed and also:
+        raise UsageError("--also with a run in mixed precision: a table is of one precision", hint="leave --also out")
+    if not all((run / name).exists() for name in ("table.json", *((INT8_TABLE, MIXING) if mixed else ()))):
         raise DataError(
             f"{folder} has no table yet", hint="let the run finish its profile: cpd-edge prune ... --resume"
         )
@@ -52,20 +62,28 @@ def solve(
     network = networks.load(run / "dense.pt2")
     constraints = request.constraints
     limits = constraints.limits
-    subject = Subject.of(network, network.input_shape, runtime=request.runtime) if limits.any else None
+    task = _task(request)
+    subject = _subject(request, network, task) if limits.any or mixed else None
     combed = subject.combed if subject else comb(network, network.input_shape)
     groups = combed.groups
     dense = interval_from(run.record["dense_latency_ms"])
     pace = dense.estimate / table.predict(groups.widths)
     limit_ms = aim.limit_of(budget or request.budget, dense)
+    importance, ways = scores(combed, task, request), PLAIN
+    if mixed:
+        assert subject is not None and task is not None
+        otherwise = sensitivities(subject, subject.network, subject.widths, task, request)
+        importance = replace(importance, otherwise=otherwise)
+        ways = Mixing(**store.read_json(run / MIXING)).ways(subject, LatencyTable.load(run / INT8_TABLE))
     where = posed(
         table,
-        scores(combed, _task(request), request),
+        importance,
         limit_ms / pace,
         groups,
         constraints,
         limits=counted(subject, limits) if subject else (),
         elsewhere=others,
+        ways=ways,
     )
     try:
         found = solved(where.problem, time_limit_s=SOLVE_S)
@@ -87,7 +105,16 @@ def solve(
             for r in where.problem.resources[1:]
         ],
         "widths": {name: (n, plan.widths.get(name, n)) for name, n in groups.widths.items()},
+        **(mixture(subject, plan) if subject and mixed else {}),
     }
+
+
+def _subject(request: Request, network: Network, task: Task | None) -> Subject:
+    """The dense network, as its run had it."""
+    images = calibration_images(task, request.seed) if task and request.precision == MIXED else None
+    precision = MIXED if request.precision == MIXED else "fp32"
+    shape = network.input_shape
+    return Subject.of(network, shape, request.threads, request.runtime, request.device, precision, images)
 
 
 def _task(request: Request) -> Task | None:

@@ -19,7 +19,7 @@ from cpd_edge.intake.tasks import Task, check_model, load_task
 from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
-from cpd_edge.pipeline.job import Job
+from cpd_edge.pipeline.job import INT8_TABLE, MIXING, Job
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import START, Progress, Student, plan_from_json, save_student
 from cpd_edge.report import write as write_report
@@ -104,7 +104,8 @@ def begin(record: store.Run, start: Path) -> None:
     if "start" in record.record or any((record / "checkpoints").glob("step-*")):
         return
     other = store.Run(start)
-    for path in (other / "dense.pt2", other / "table.json", *other.folder.glob("dense*.onnx")):
+    tables = (other / name for name in ("table.json", INT8_TABLE, MIXING))
+    for path in (other / "dense.pt2", *tables, *other.folder.glob("dense*.onnx")):
         if path.exists():
             store.write_bytes(record / path.name, path.read_bytes())
     if (other / "plan.json").exists():

@@ -6,7 +6,7 @@ Every step's plan and every step's network is a file, so an interrupted run goes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cpd_edge.distil.train import best_device, distil
 from cpd_edge.intake.tasks import Task
 from cpd_edge.network import Combed, Network
 from cpd_edge.pipeline.request import Request
+from cpd_edge.pipeline.sensitivity import sensitivities
 from cpd_edge.pipeline.subject import Subject
 from cpd_edge.score.importance import magnitude, taylor
 from cpd_edge.types import Importance, Plan
@@ -72,6 +73,13 @@ class Trial:
 
 
 def importance_of(subject: Subject, student: Student | None, task: Task, request: Request) -> Importance:
+    """Losses in original coordinates, of units and of regions in other ways; units that are gone count nothing."""
+    network, widths = (student.network, student.plan.widths) if student else (subject.network, subject.widths)
+    found = _scores_of(subject, student, task, request)
+    return replace(found, otherwise=sensitivities(subject, network, widths, task, request))
+
+
+def _scores_of(subject: Subject, student: Student | None, task: Task, request: Request) -> Importance:
     """Scores in original coordinates; units that are already gone count nothing, so that they go first."""
     groups = subject.combed.groups
     if student is None:

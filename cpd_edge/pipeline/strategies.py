@@ -55,10 +55,11 @@ def compare_strategies(
         What `--json` prints: a row for every budget and strategy.
 
     Raises:
-        UsageError: a score that needs data, without any.
+        UsageError: a score that needs data, without any, or mixed precision.
     """
     if request.score != "magnitude" and not request.data:
         raise UsageError(f"the score {request.score} needs data", hint="add --data, or give --score magnitude")
+    request.require_one_precision("comparing strategies")
     require_runtime(request.runtime, request.device)
     subject, task = _subject(request, input_shape, progress)
     key = subject.key()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +19,11 @@ from cpd_edge.cut import cut
 from cpd_edge.deploy.finished import FinishedCutter
 from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish, value_layouts
 from cpd_edge.deploy.parity import check_parity
-from cpd_edge.errors import CpdError
+from cpd_edge.deploy.quantize import integer_nodes
+from cpd_edge.errors import CpdError, ModelError
 from cpd_edge.layout import Keep, Layout, Widths
 from cpd_edge.measure.environment import key as environment_key
-from cpd_edge.measure.runtimes import ON_CPU, ModelRunner, model_runner
+from cpd_edge.measure.runtimes import MIXED, ON_CPU, ModelRunner, model_runner
 from cpd_edge.network import Combed, Network, trace
 from cpd_edge.pipeline.opening import open_model
 from cpd_edge.pipeline.precision import Quantiser, noise, require_computed
@@ -44,8 +45,8 @@ class Subject:
         threads: threads of the engines that are made from it.
         runtime: what runs them.
         device: where.
-        precision: what they compute in.
-        quantiser: makes INT8 of them, where that is the precision.
+        precision: what they compute in; `mixed` where each plan says it by region.
+        quantiser: makes INT8 of them, or of regions, where that is the precision.
         layouts: of parameters and values, by the names that `dense_onnx` has for them.
     """
 
@@ -87,7 +88,7 @@ class Subject:
         regions = find_regions(dense, layouts, {b.name: (b.first, b.last) for b in named.branches})
         true = same and cuts_truly(cutter, combed, runtime)
         quantiser = None
-        if precision.startswith("int8"):
+        if precision.startswith("int8") or precision == MIXED:
             quantiser = Quantiser.of(dense, noise(input_shape, 0) if images is None else images, runtime, device)
         used = cutter if true else None
         return cls(combed, dense, regions, threads, used, runtime, device, precision, quantiser, layouts)
@@ -111,14 +112,54 @@ class Subject:
         """The ONNX of the network at some widths, to be timed: weights are the dense network's first units."""
         return self.build_plan({name: np.arange(n) for name, n in widths.items()})
 
-    def build_plan(self, keep: Keep) -> bytes:
-        """The ONNX of the network cut by a plan, with the dense network's weights."""
+    def all_in(self, precision: str) -> Subject:
+        """The same network with all of it in one precision."""
+        return replace(self, precision=precision, quantiser=self.quantiser if precision.startswith("int8") else None)
+
+    @cached_property
+    def weighted(self) -> tuple[Region, ...]:
+        """The regions that may run in INT8, in the network's order."""
+        assert self.quantiser is not None
+        may = set(integer_nodes(self.dense_onnx, self.quantiser.scheme)[0])
+        return tuple(region for region in self.regions if region.name in may)
+
+    def quantised(self, model: onnx.ModelProto, widths: Widths, variants: Mapping[str, str]) -> Collection[str] | None:
+        """Names of the weighted nodes of a build that run in INT8; None: all of them do.
+
+        Exporters number nodes anew where a branch has gone, so nodes are told by their place among the weighted ones.
+
+        Args:
+            model: the network at some widths, in fp32.
+            widths: by group.
+            variants: how regions run, by name.
+
+        Raises:
+            ModelError: it has not the weighted nodes that are left at these widths.
+        """
+        if self.quantiser is None or self.precision != MIXED:
+            return None if self.quantiser else ()
+        stay = [r for r in self.weighted if all(widths.get(branch, 1) for branch in r.within)]
+        made = {node.name: node.op_type for node in model.graph.node}
+        names = integer_nodes(model, self.quantiser.scheme)[0]
+        if [r.op for r in stay] != [made[name] for name in names]:
+            raise ModelError(
+                f"of the network at these widths {len(stay)} weighted regions are left, its file has {len(names)} "
+                "weighted nodes, or others",
+                hint="give --no-depth, or --precision int8",
+            )
+        return [name for region, name in zip(stay, names, strict=True) if variants.get(region.name) == "int8"]
+
+    def build_plan(self, keep: Keep, variants: Mapping[str, str] | None = None) -> bytes:
+        """The ONNX of the network cut by a plan, with the dense network's weights; in mixed precision by `variants`."""
         if self._finished is not None:
             model = self._finished.cut(keep)
         else:
             made = self._cutter.cut(keep) if self._cutter is not None else export_onnx(cut(self.combed, keep)).model
             model = finish(made)
-        return bytes((self.quantiser.time(model) if self.quantiser else model).SerializeToString())
+        nodes = self.quantised(model, {name: len(units) for name, units in keep.items()}, variants or {})
+        if self.quantiser is not None and (nodes is None or nodes):
+            model = self.quantiser.time(model, nodes)
+        return bytes(model.SerializeToString())
 
     @cached_property
     def _finished(self) -> FinishedCutter | None:
@@ -134,8 +175,13 @@ class Subject:
     def runner(self, model: bytes, profile: bool = False) -> ModelRunner:
         """An engine made from ONNX bytes."""
         return open_model(
-            self.device, self.runtime, model, threads=self.threads, profile=profile, precision=self.precision
+            self.device, self.runtime, model, threads=self.threads, profile=profile, precision=made_in(self.precision)
         )
+
+
+def made_in(precision: str) -> str:
+    """The precision that a runtime is asked for: of mixed engines the file says it, as of those in INT8."""
+    return "int8" if precision == MIXED else precision
 
 
 def cuts_truly(cutter: OnnxCutter, combed: Combed, runtime: str = "onnxruntime") -> bool:

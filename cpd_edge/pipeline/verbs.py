@@ -99,7 +99,8 @@ def profile(
 ) -> dict[str, Any]:
     """Measures, or finds, the latency table of a model and says how well it predicts; `fresh` measures it again."""
     where = {"device": device, "runtime": runtime, "threads": threads, "precision": precision}
-    Request(model, "", Budget(speedup=2), samples=samples, **where)  # type: ignore[arg-type]
+    asked = Request(model, "", Budget(speedup=2), samples=samples, **where)  # type: ignore[arg-type]
+    asked.require_one_precision("a table")
     require_runtime(runtime, device)
     progress("comb", 0.0, "")
     begun = time.perf_counter()

@@ -70,11 +70,19 @@ def precision(record: Record) -> tuple[tuple[str, str], ...]:
     return present(
         ("precision", record.at("environment").text("precision")),
         ("weighted layers", record.at("environment").text("layers")),
+        ("chosen for each region", mixture(record)),
         ("quantised by", f"{made.text('method')}, weights of {bits} bits" if made else ""),
         ("calibration images", images),
         ("dense engine in fp32", write.interval_ms(before) if before else ""),
         ("speed-up over it", f"{write.ratio(gain.estimate)} {write.bounds(gain)}" if gain else ""),
     )
+
+
+def mixture(record: Record) -> str:
+    """`int8 in 2 of 9 regions: conv1, conv2`, where each region has its own precision."""
+    found, of = record.at("mixture"), record.number("mixture", "of")
+    names = found.texts("int8")
+    return f"int8 in {len(names)} of {of:.0f} regions{': ' if names else ''}{', '.join(names)}" if of else ""
 
 
 def _class(row: Record, share: bool) -> tuple[str, ...]:

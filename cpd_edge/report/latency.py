@@ -208,7 +208,7 @@ def layers(record: Record) -> Section:
         (
             str(i),
             write.shorten(region_name(r), 44),
-            r.text("op"),
+            ", ".join(part for part in (r.text("op"), r.text("precision")) if part),
             _widths(r.number("dense_in"), r.number("pruned_in")),
             _widths(r.number("dense_out"), r.number("pruned_out")),
             curves.bar(r.number("dense_out"), r.number("pruned_out"), r.number("dense_out") or 0.0),

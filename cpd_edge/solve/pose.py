@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,36 +11,9 @@ import numpy.typing as npt
 from cpd_edge.errors import BudgetError, TableError
 from cpd_edge.layout import Widths
 from cpd_edge.solve.counted import loads_of
-from cpd_edge.solve.grids import grid_of, left
-from cpd_edge.solve.problem import LATENCY, Concat, Floats, Ints, Load, Problem, RegionCost, Resource, Solution
-from cpd_edge.types import Bend, Importance, Plan, Quantity, Region
-
-MEASURE = "measure this model again: cpd-edge profile MODEL"
-VARIED = ":variant"
-"""What follows a region's name in the name of the choice between its variants."""
-
-
-class Table(Protocol):
-    """What a latency table must offer: `Σ points + fixed_ms`, bent, is the latency it predicts."""
-
-    @property
-    def regions(self) -> Sequence[Region]:
-        """The regions whose costs add up."""
-
-    @property
-    def fixed_ms(self) -> float:
-        """What no region accounts for [ms]."""
-
-    @property
-    def bend(self) -> Bend:
-        """How the whole follows from the sum [ms]."""
-
-    @property
-    def ranges(self) -> Mapping[str, tuple[int, int]]:
-        """Smallest and dense width by group."""
-
-    def points(self, name: str, widths: Mapping[str, Ints]) -> Floats:
-        """Latency of a region at equally long width vectors [ms]."""
+from cpd_edge.solve.problem import LATENCY, Floats, Ints, Problem, Resource, Solution
+from cpd_edge.solve.ways import MEASURE, PLAIN, VARIED, Table, Ways, measured, varied
+from cpd_edge.types import Importance, Plan, Quantity
 
 
 @dataclass(frozen=True)
@@ -58,21 +29,6 @@ class Elsewhere:
     name: str
     table: Table
     limit_ms: float
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Another way to run regions, such as in another precision.
-
-    Attributes:
-        name: `int8` ...
-        table: the regions' latencies when they run so.
-        loss: loss expected where a region runs so, by region; the regions that are there may.
-    """
-
-    name: str
-    table: Table
-    loss: Mapping[str, float]
 
 
 def candidate_widths(low: int, high: int, most: int, multiple_of: int = 1) -> Ints:
@@ -122,14 +78,13 @@ def problem_from(
     multiple_of: int = 1,
     counted: Sequence[tuple[Quantity, float]] = (),
     elsewhere: Sequence[Elsewhere] = (),
-    variants: Sequence[Variant] = (),
-    plain: str = "fp32",
+    ways: Ways = PLAIN,
 ) -> Problem:
     """The problem that a table and importances pose for limits.
 
     Args:
         table: measured latencies; groups it knows but `importance` does not stay dense.
-        importance: expected loss of each unit, by group.
+        importance: expected loss of each unit, by group, and of regions that run in other ways.
         limit_ms: latency limit [ms]; infinite where only other limits hold.
         max_candidates: most widths to choose from, per group.
         at_most: widest width allowed by group, such as what a previous round kept.
@@ -137,8 +92,7 @@ def problem_from(
         multiple_of: what widths below the widest are multiples of.
         counted: quantities and the most that each may be.
         elsewhere: other devices, each with its limit.
-        variants: other ways to run regions of `table`.
-        plain: name of the way that `table` was measured in.
+        ways: other ways to run regions than the one that `table` was measured in.
 
     Raises:
         BudgetError: a limit is not above 0.
@@ -147,33 +101,35 @@ def problem_from(
     for limit in (limit_ms, *(most for _, most in counted), *(e.limit_ms for e in elsewhere)):
         if not limit > 0:
             raise BudgetError(f"limit of {limit}: it must be above 0", hint="for example --budget-ms 12")
+    tables = [table, *(e.table for e in elsewhere), *(v.table for v in ways.variants)]
     candidates, loss = {}, {}
     for group, values in importance.by_group.items():
-        low, high = _range(group, len(values), [table, *(e.table for e in elsewhere), *(v.table for v in variants)])
+        low, high = _range(group, len(values), tables)
         high = min(high, (at_most or {}).get(group, high))
         low = max(low, (at_least or {}).get(group, low))
         multiple = multiple_of if len(values) > 1 else 1
         candidates[group] = candidate_widths(min(low, high), high, max_candidates, multiple)
         whole = np.asarray(values, np.float64)
         loss[group] = losses(whole, candidates[group]) if len(values) > 1 else whole * (1 - candidates[group])
-    load, sums = _measured(table, candidates)
-    names: dict[str, tuple[str, ...]] = {}
-    if variants:
-        load, names = _varied(load, candidates, variants, plain)
+    load, sums = measured(table, candidates)
+    options = ways.options(importance.otherwise)
+    if options:
+        load, used = varied(load, candidates, ways, options)
+        sums |= used
     resources = [Resource(LATENCY, "ms", limit_ms, (load,))]
     for other in elsewhere:
-        load, used = _measured(other.table, candidates)
+        load, used = measured(other.table, candidates)
         resources.append(Resource(other.name, "ms", other.limit_ms, (load,)))
         sums |= used
     for quantity, most in counted:
         loads, used = loads_of(quantity, candidates)
         resources.append(Resource(quantity.name, quantity.unit, most, loads))
         sums |= used
-    for name, options in names.items():
-        region = name.removesuffix(VARIED)
-        candidates[name] = np.arange(len(options))
-        loss[name] = np.asarray([*(v.loss[region] for v in variants if region in v.loss), 0.0])
-    return Problem(candidates, loss, tuple(resources), sums, names)
+    for region, names in options.items():
+        candidates[region + VARIED] = np.arange(len(names))
+        loss[region + VARIED] = np.asarray([*(importance.otherwise[name][region] for name in names[:-1]), 0.0])
+    variants = {region + VARIED: names for region, names in options.items()}
+    return Problem(candidates, loss, tuple(resources), sums, variants)
 
 
 def _range(group: str, units: int, tables: Sequence[Table]) -> tuple[int, int]:
@@ -185,38 +141,6 @@ def _range(group: str, units: int, tables: Sequence[Table]) -> tuple[int, int]:
     return max(table.ranges[group][0] for table in tables), units
 
 
-def _measured(table: Table, candidates: Mapping[str, Ints]) -> tuple[Load, dict[str, Concat]]:
-    """What a table says: one grid a region, and what no width changes."""
-    costs, sums = list[RegionCost](), dict[str, Concat]()
-    for region in table.regions:
-        within = left(region.within, candidates)
-        if within is not None:
-            dims, at = (region.reads, region.writes, *region.weight), partial(table.points, region.name)
-            cost, used = grid_of(region.name, dims, at, candidates)
-            costs.append(replace(cost, within=within))
-            sums |= used
-    return Load(tuple(costs), table.fixed_ms, table.bend), sums
-
-
-def _varied(
-    load: Load, candidates: Mapping[str, Ints], variants: Sequence[Variant], plain: str
-) -> tuple[Load, dict[str, tuple[str, ...]]]:
-    """The load in which regions choose among their variants, and the names of these by choice, the plain one last."""
-    others = {v.name: {c.name: c for c in _measured(v.table, candidates)[0].costs} for v in variants}
-    costs, names = list[RegionCost](), dict[str, tuple[str, ...]]()
-    for cost in load.costs:
-        may = [v.name for v in variants if cost.name in v.loss]
-        for name in may:
-            if cost.name not in others[name] or others[name][cost.name].groups != cost.groups:
-                raise TableError(f"region {cost.name}: the {name} table does not have it alike", hint=MEASURE)
-        if may:
-            grid = np.stack([*(others[name][cost.name].grid for name in may), cost.grid], axis=-1)
-            cost = replace(cost, groups=(*cost.groups, cost.name + VARIED), grid=grid)
-            names[cost.name + VARIED] = (*may, plain)
-        costs.append(cost)
-    return replace(load, costs=tuple(costs)), names
-
-
 def plan_from(found: Solution, importance: Importance, limit_ms: float) -> Plan:
     """The plan that keeps the most important units of each group; equal importances keep the lower index."""
     keep = {}
@@ -226,4 +150,5 @@ def plan_from(found: Solution, importance: Importance, limit_ms: float) -> Plan:
     return Plan(
         keep=keep, limit_ms=limit_ms, predicted_ms=found.latency_ms, objective=found.objective, bound=found.bound,
         gap=found.gap, seconds=found.seconds, strategy=found.strategy,
+        variants={name.removesuffix(VARIED): way for name, way in found.variants.items()},
     )  # fmt: skip

@@ -17,7 +17,17 @@ from torch.nn import functional
 
 from cpd_edge.deploy.calibrate import calibration
 from cpd_edge.deploy.onnx import export_onnx, finish
-from cpd_edge.deploy.quantize import CPU, CPU_SATURATING, MARKS, TENSORRT, Scheme, calibrate, is_quantised, quantise
+from cpd_edge.deploy.quantize import (
+    CPU,
+    CPU_SATURATING,
+    MARKS,
+    TENSORRT,
+    Scheme,
+    calibrate,
+    integer_nodes,
+    is_quantised,
+    quantise,
+)
 from cpd_edge.errors import DataError, ModelError
 from cpd_edge.measure.doctor import tiny_model
 from cpd_edge.measure.runners import OnnxRunner
@@ -185,6 +195,52 @@ def test_only_the_nodes_that_are_asked_for_become_integers(residual: onnx.ModelP
     done = quantise(residual, calibrate(residual, IMAGES, scheme), scheme, nodes=[first])
     assert (1, 2) == (kernels(done)["QLinearConv"], kernels(done)["Conv"] + kernels(done)["FusedConv"])
     assert 0 < off(done, residual) < off(quantised(residual, scheme), residual)
+
+
+def exposed(proto: onnx.ModelProto, values: list[str]) -> list[np.ndarray]:
+    """Some values of a model, as the file says them, node by node."""
+    out = onnx.ModelProto()
+    out.CopyFrom(proto)
+    out.graph.output.extend(onnx.helper.make_tensor_value_info(v, onnx.TensorProto.FLOAT, None) for v in values)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(out.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [np.asarray(a) for a in session.run(values, {session.get_inputs()[0].name: IMAGES})]
+
+
+@pytest.mark.parametrize("scheme", [CPU_SATURATING, TENSORRT], ids=["cpu", "tensorrt"])
+def test_whatever_is_chosen_all_else_stays_as_it_was_bit_for_bit(residual: onnx.ModelProto, scheme: Scheme) -> None:
+    """Weights that are not chosen are the same floats, and all that is computed before the first choice is equal."""
+    weighted, passing = integer_nodes(residual, scheme)
+    ranges, rng = calibrate(residual, IMAGES, scheme), np.random.default_rng(0)
+    before = {i.name: i.raw_data for i in residual.graph.initializer}
+    reads = {n.name: n.input[1] for n in residual.graph.node if n.name in weighted}
+    assert len(weighted) == 5 and passing.isdisjoint(weighted)
+    for _ in range(8):
+        chosen = {name for name in weighted if rng.uniform() < 0.4}
+        done = quantise(residual, ranges, scheme, nodes=chosen)
+        for value, seen in calibrate(residual, IMAGES, scheme, nodes=chosen).items():
+            assert seen == pytest.approx(ranges[value], rel=1e-4)
+        kept = {i.name: i.raw_data for i in done.graph.initializer}
+        there = {n.name: n.input[1] for n in done.graph.node if n.name in weighted}
+        for name in weighted:
+            stays = there[name] == reads[name] and kept.get(reads[name]) == before[reads[name]]
+            assert stays == (name not in chosen)
+        names = [n.name for n in residual.graph.node]
+        first = min((names.index(name) for name in chosen), default=len(names))
+        early = [n.output[0] for n in residual.graph.node[:first]]
+        for a, b in zip(exposed(done, early), exposed(residual, early), strict=True) if early else ():
+            assert np.array_equal(a, b)
+
+
+def test_between_two_integer_regions_there_are_no_floats(residual: onnx.ModelProto) -> None:
+    """What only bounds, pools or adds values between those that are chosen stays in integers, and else it does not."""
+    scheme = CPU_SATURATING
+    ranges, convolutions = calibrate(residual, IMAGES, scheme), integer_nodes(residual, scheme)[0][:3]
+    together, apart = (quantise(residual, ranges, scheme, nodes=names) for names in (convolutions, convolutions[1:]))
+    found = [kernels(proto) for proto in (together, apart)]
+    assert [(k["QLinearConv"], k["QLinearAdd"]) for k in found] == [(3, 1), (2, 0)]
+    assert [(k["QuantizeLinear"], k["DequantizeLinear"]) for k in found] == [(1, 1), (1, 1)]
 
 
 def test_a_build_to_be_timed_needs_no_calibration_and_runs_the_same_kernels(residual: onnx.ModelProto) -> None:

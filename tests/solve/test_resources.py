@@ -8,12 +8,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from cpd_edge.errors import BudgetError, InfeasibleError, TableError
+from cpd_edge.errors import BudgetError, InfeasibleError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, size
 from cpd_edge.solve.baselines import BASELINES
 from cpd_edge.solve.infeasible import floor
 from cpd_edge.solve.milp import best, reach, solve
-from cpd_edge.solve.pose import Elsewhere, Variant, candidate_widths, losses, problem_from
+from cpd_edge.solve.pose import Elsewhere, candidate_widths, losses, problem_from
 from cpd_edge.solve.problem import Load, Problem, RegionCost, Resource, latency
 from cpd_edge.types import STRAIGHT, Amount, Importance, Quantity, Region
 
@@ -249,31 +249,6 @@ def test_one_network_two_devices() -> None:
     problem = loose.limited(0.8 * dense["latency"], 0.7 * dense["board"])
     fits = [problem.removed(c) for c in choices(problem) if problem.fits(c)]
     assert solve(problem, gap=1e-9).objective == pytest.approx(min(fits), rel=1e-6)
-
-
-def test_precision_is_chosen_with_widths() -> None:
-    """A region that may run in another precision does where that loses least; without a loss it stays as it is."""
-    losses_of = {"cat": 0.3, "down": 0.1, "last": 0.05}
-    half = Variant("int8", Formula(REGIONS, RANGES, pace=0.4), losses_of)
-    posed = problem_from(Formula(REGIONS, RANGES), SCORES, 1.0, variants=[half], max_candidates=3)
-    dense, plain = posed.latency_ms(posed.dense), problem_from(Formula(REGIONS, RANGES), SCORES, 1.0)
-    assert dense == pytest.approx(plain.latency_ms(plain.dense))
-    seen = set()
-    for share in (0.9, 0.6, 0.3):
-        problem = posed.limited(share * dense)
-        fits = [problem.removed(c) for c in choices(problem) if problem.fits(c)]
-        found = solve(problem, gap=1e-9)
-        assert found.objective == pytest.approx(min(fits), rel=1e-6)
-        assert set(found.variants) == {f"{r}:variant" for r in losses_of} and set(found.widths) == set(RANGES)
-        seen |= set(found.variants.values())
-    assert seen == {"int8", "fp32"}
-
-
-def test_a_variant_that_was_not_measured_is_refused() -> None:
-    """A table that lacks a region in the other precision is an error, never a zero."""
-    half = Variant("int8", Formula(REGIONS[:2], RANGES), {"cat": 0.3})
-    with pytest.raises(TableError, match="cat: the int8 table"):
-        problem_from(Formula(REGIONS, RANGES), SCORES, 1.0, variants=[half])
 
 
 def test_a_limit_of_nothing_is_refused() -> None:
