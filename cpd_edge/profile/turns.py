@@ -22,7 +22,7 @@ from cpd_edge.types import Widths
 SMALLER = 4
 """The reference is the network at this fraction of every width: the dense one would take the caches from the small
 networks, and would itself find them taken."""
-TURN_NS, LEAD = 5_000_000, 3
+TURN_NS, LEAD = 5_000_000, 1
 """How long one turn lasts, at least one inference: shorter than the machine keeps a state of its own; inferences, at
 least, that come before it and do not count: an engine is to be timed with the caches to itself."""
 TURNS_S, HELD_OUT_S = 0.4, 0.9

@@ -14,7 +14,7 @@ from cpd_edge.layout import Leaf, Prod, Sum, size
 from cpd_edge.solve.milp import solve
 from cpd_edge.solve.pose import losses, plan_from, problem_from
 from cpd_edge.solve.ways import PLAIN, Variant, Ways
-from cpd_edge.types import Amount, Importance, Passage, Region
+from cpd_edge.types import STRAIGHT, Amount, Importance, Passage, Region
 
 X, Y, Z = Leaf("x", 8), Leaf("y", 6), Leaf("z", 5)
 CLASSES = Leaf("classes", 3)
@@ -44,6 +44,7 @@ class Simulated:
 
     def __init__(self, pace: Mapping[str, float], regions: tuple[Region, ...] = REGIONS) -> None:
         self.regions, self.ranges, self.fixed_ms, self.pace = regions, RANGES, 0.2, pace
+        self.bend = STRAIGHT
 
     def points(self, name: str, widths: Mapping[str, np.ndarray]) -> np.ndarray:
         r = BY_NAME[name]
