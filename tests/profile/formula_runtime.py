@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,9 +60,17 @@ class Device:
     """A runtime whose latencies are a formula, with noise and a drift, on a clock of its own."""
 
     def __init__(
-        self, *, noise: float = 0.0, drift: float = 0.0, profiler_ms: float = 0.0, dies_after: int = -1
+        self,
+        *,
+        noise: float = 0.0,
+        drift: float = 0.0,
+        profiler_ms: float = 0.0,
+        dies_after: int = -1,
+        exponent: float = 1.0,
+        cost_ms: Callable[[Region, Mapping[str, int]], float] = truth_ms,
     ) -> None:
         self.noise, self.drift, self.profiler_ms, self.dies_after = noise, drift, profiler_ms, dies_after
+        self.exponent, self.cost_ms = exponent, cost_ms
         self.now_ns, self.opened, self.profiled = 0, [], []  # type: ignore[var-annotated]
 
     def clock(self) -> int:
@@ -89,15 +97,22 @@ class Engine:
     def jitter(self, *shape: int) -> npt.NDArray[np.float64]:
         return np.exp(self.device.noise * np.abs(self.random.standard_normal(shape)))
 
+    @property
+    def pace(self) -> float:
+        """How much slower kernels are than in a network of 1 ms, for the network's size."""
+        total = 0.03 + sum(self.device.cost_ms(r, self.widths) for r in REGIONS)
+        return total ** (self.device.exponent - 1)
+
     def run(self) -> None:
-        total = 0.03 + sum(truth_ms(r, self.widths) for r in REGIONS)
-        self.device.now_ns += round(total * self.total_noise * self.device.slow() * 1e6)
+        total = 0.03 + sum(self.device.cost_ms(r, self.widths) for r in REGIONS)
+        self.device.now_ns += round(total * self.pace * self.total_noise * self.device.slow() * 1e6)
 
     def kernels(self, repeats: int) -> list[Kernel]:
         assert self.open
         found: list[tuple[str, str, float]] = []
         for r in REGIONS:
-            found.append((r.name, r.op, truth_ms(r, self.widths) * self.device.slow() + self.device.profiler_ms))
+            ms = self.device.cost_ms(r, self.widths) * self.pace * self.device.slow()
+            found.append((r.name, r.op, ms + self.device.profiler_ms))
             if size(r.writes, self.widths) % 16:
                 found.append(("ReorderOutput", "ReorderOutput", self.device.profiler_ms))
         return [Kernel(name, op, i, ms * self.jitter(repeats)) for i, (name, op, ms) in enumerate(found)]

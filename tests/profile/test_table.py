@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from formula_runtime import GROUPS, KEY, REGIONS, Device, build, measured, truth_ms
 
 from cpd_edge.errors import TableError
-from cpd_edge.profile.draws import draws
+from cpd_edge.layout import size
 from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable, table_folder
+from cpd_edge.types import STRAIGHT, Region
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,53 @@ def test_the_staircase_is_found() -> None:
     assert at[1] == pytest.approx(at[2], rel=0.01)
     assert at[3] > 1.1 * at[2]
     assert at[3] == pytest.approx(at[4], rel=0.01)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 1.08])
+def test_a_machine_that_slows_large_networks_down_is_found_out(exponent: float) -> None:
+    """Kernels that are slower the larger the network: the whole is predicted, and how it bends is told."""
+    device = Device(noise=0.01, exponent=exponent)
+    table = measured(device, samples=60, holdout=10)
+    assert 1 + 0.25 * (exponent - 1) - 0.01 < table.bend.exponent < exponent + 0.01, "regions take up a part of it"
+    assert table.report()["holdout_p90_error"] < 0.02
+    straight = replace(table, bend=STRAIGHT)
+    worst = straight.report()["holdout_worst_error"]
+    assert worst > 0.04 if exponent > 1 else worst < 0.03
+
+
+def past_a_cache_ms(region: Region, widths: Mapping[str, int]) -> float:
+    """A launch, a price for each channel written, and five times that for each beyond 40."""
+    written = size(region.writes, widths)
+    return 0.01 + 0.0005 * written + 0.002 * max(written - 40, 0)
+
+
+def test_what_exceeds_a_cache_costs_more_from_there_on() -> None:
+    """A knee in what is written, at 40 channels of 28 by 28: predicted on both sides of it, and near where it is.
+
+    Capacities are tried in powers of two, of which the nearest is 42 channels.
+    """
+    knee = tuple(replace(r, geometry=f"Conv 1x3x28x28>1x{size(r.writes, GROUPS)}x28x28") for r in REGIONS)
+    device = Device(cost_ms=past_a_cache_ms)
+    here = {"make_runner": device.make_runner, "key": KEY, "clock": device.clock}
+    table = profile(build, knee, GROUPS, samples=40, holdout=8, repeats=5, **here)  # type: ignore[arg-type]
+    for width in (8, 24, 48, 96, 128):
+        told = table.region_ms("three", {"d": width, "b": 32, "c": 32})
+        assert table.bend.exponent == pytest.approx(1.0, abs=0.02)
+        assert told == pytest.approx(past_a_cache_ms(knee[4], {**GROUPS, "d": width}), rel=0.08)
+
+
+def test_steps_as_wide_as_a_gpu_s_tiles_are_found() -> None:
+    """Blocks of 64 are told from blocks of 16."""
+
+    def tiles_ms(region: Region, widths: Mapping[str, int]) -> float:
+        return 0.01 + 0.05 * -(-size(region.writes, widths) // 64)
+
+    table = measured(Device(cost_ms=tiles_ms), samples=40)
+    at = [table.region_ms("three", {"d": d, "b": 32, "c": 32}) for d in (65, 100, 128, 64, 33)]
+    assert at[0] == pytest.approx(at[2], rel=0.02)
+    assert at[1] == pytest.approx(at[2], rel=0.02)
+    assert at[3] == pytest.approx(at[4], rel=0.02)
+    assert at[2] > 1.5 * at[3]
 
 
 def test_sum_of_costs_and_fixed_is_the_prediction() -> None:
@@ -177,20 +226,6 @@ def test_kernels_of_no_region_are_refused() -> None:
     renamed = tuple(replace(r, name=f"x{r.name}", nodes=(f"x{r.name}",)) for r in REGIONS)
     with pytest.raises(TableError, match="none of the profiled kernels"):
         profile(build, renamed, GROUPS, device.make_runner, KEY, repeats=5, clock=device.clock)
-
-
-def test_draws_hold_both_ends_and_every_part_of_a_range() -> None:
-    """Dense and smallest come first; fit samples visit every quarter of each group; most widths are aligned."""
-    found = draws(GROUPS, 48, 10, 0)
-    assert (found[0].widths, found[1].widths) == (GROUPS, dict.fromkeys(GROUPS, 1))
-    assert (sum(not d.held_out for d in found), sum(d.held_out for d in found)) == (48, 10)
-    assert found == draws(GROUPS, 48, 10, 0) != draws(GROUPS, 48, 10, 1)
-    for group, units in GROUPS.items():
-        widths = np.asarray([d.widths[group] for d in found])
-        assert widths.min() >= 1
-        assert widths.max() <= units
-        assert set(np.minimum(4 * (widths - 1) // units, 3)) == {0, 1, 2, 3}
-        assert (widths % 8 == 0).mean() > 0.4
 
 
 def test_sampling_ends_early_where_held_out_errors_are_small() -> None:

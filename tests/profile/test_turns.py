@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from cpd_edge.measure.inputs import RING
 from cpd_edge.measure.runners import Kernel
-from cpd_edge.profile.regions import Attribution
+from cpd_edge.profile.regions import Attribution, Times
 from cpd_edge.profile.turns import Bench
 
 DENSE_MS = 4.0
@@ -100,3 +100,26 @@ def test_a_steady_machine_has_no_noise() -> None:
     assert steady.total_ms == pytest.approx(DENSE_MS / 4)
     assert steady.noise == pytest.approx(0.0, abs=1e-9)
     assert bench(Machine(0, 1.0), repeats=1).measure({"a": 16}, False).noise == 0.0
+
+
+def test_a_network_whose_kernels_and_turns_disagree_is_measured_again() -> None:
+    """The machine was slow for one of the two: once more, and what agrees is kept. What agrees is taken as it is."""
+    before = [bench(Machine(0, 1.0)).measure({"a": width}, False) for width in (22, 24, 26)]
+    machine = Machine(0, 1.0)
+    slow = bench(machine)
+    opened: list[int] = []
+    inner = slow._profiled
+
+    def profiled(data: bytes, repeats: int) -> Times:
+        opened.append(repeats)
+        times = inner(data, repeats)
+        return replace(times, ms={"a": 2 * times.ms["a"]}) if len(opened) == 1 else times
+
+    slow._profiled = profiled  # type: ignore[method-assign]
+    sample = slow.measure({"a": 24}, False, before)
+    assert (len(opened), sample.ms["a"]) == (2, DENSE_MS * 24 / 64)
+    slow.measure({"a": 24}, False, before)
+    assert len(opened) == 3
+    opened.clear()
+    slow.measure({"a": 24}, False, before[:2])
+    assert len(opened) == 1, "two networks do not tell what is usual"

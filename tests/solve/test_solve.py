@@ -19,7 +19,7 @@ from cpd_edge.solve.infeasible import floor
 from cpd_edge.solve.milp import solve
 from cpd_edge.solve.pose import candidate_widths, losses, plan_from, problem_from
 from cpd_edge.solve.problem import Concat, Problem, RegionCost, latency
-from cpd_edge.types import STRAIGHT, Importance, Region
+from cpd_edge.types import STRAIGHT, Bend, Importance, Region
 
 
 def choices(problem: Problem) -> list[dict[str, int]]:
@@ -117,6 +117,31 @@ def test_exact_bins_of_a_sum_cost_what_the_grid_costs() -> None:
         costs = (RegionCost("cat", ("sum", "a"), per_bin[:, None] * np.asarray([1.0, 1.3, 1.5, 2.0])),)
         problem = Problem(candidates, loss, (latency(costs, 0.0, 4.5),), {"sum": concat})
         assert solve(problem, gap=1e-9).objective == pytest.approx(enumerated(problem), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bent_load_is_solved_exactly(family: str) -> None:
+    """Where the whole is more than its sum, limits hold for the whole, and nothing better is inside them."""
+    for seed in range(5):
+        straight = drawn(family, seed)
+        dense_ms = straight.latency_ms(straight.dense)
+        bend = Bend(1.15, dense_ms)
+        loads = tuple(replace(x, bend=bend) for x in straight.resources[0].loads)
+        problem = replace(straight, resources=(replace(straight.resources[0], loads=loads),))
+        assert problem.latency_ms(problem.dense) == pytest.approx(dense_ms)
+        found = solve(problem)
+        choices = [
+            dict(zip(problem.groups, index, strict=True))
+            for index in product(*(range(len(problem.candidates[g])) for g in problem.groups))
+        ]
+        whole = [(bend.whole(straight.latency_ms(c)), problem.removed(c)) for c in choices]
+        assert found.latency_ms == pytest.approx(bend.whole(straight.latency_ms(found.choice)))
+        assert found.latency_ms <= problem.limit_ms * (1 + 1e-9)
+        assert found.objective == pytest.approx(min(loss for ms, loss in whole if ms <= problem.limit_ms), rel=1e-3)
+        shares = problem.shares(found.choice, problem.resources[0])
+        fixed_ms = problem.resources[0].loads[0].fixed
+        pace = found.latency_ms / float(problem.loads(found.choice)[0])
+        assert sum(shares.values()) == pytest.approx(found.latency_ms - pace * fixed_ms)
 
 
 class TrueCost:
