@@ -17,6 +17,7 @@ from cpd_edge.pipeline.aim import Window, limit_of
 from cpd_edge.pipeline.job import Job
 from cpd_edge.pipeline.loop import close_loop
 from cpd_edge.pipeline.request import Request
+from cpd_edge.solve.ways import Ways
 from cpd_edge.store import Run
 from cpd_edge.types import Budget, Importance, Interval, Plan, Region
 
@@ -56,7 +57,13 @@ class Device:
 
 
 def plan_for(
-    subject: Any, table: Table, importance: Importance, limit_ms: float, student: object, constraints: object
+    subject: Any,
+    table: Table,
+    importance: Importance,
+    limit_ms: float,
+    student: object,
+    constraints: object,
+    ways: Ways,
 ) -> Plan:
     """The largest width inside the limit: what the solver would find."""
     units = min(int((limit_ms - FLOOR_MS) / STEP_MS), UNITS)
@@ -72,7 +79,7 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     layout = Leaf("body", UNITS)
     region = Region("region", "Conv", ("region",), Leaf("in", 3), layout, (layout,), 10, "body.weight")
     subject = SimpleNamespace(
-        widths={"body": UNITS}, regions=(region,), build_plan=lambda keep: str(len(keep["body"])).encode()
+        widths={"body": UNITS}, regions=(region,), build_plan=lambda keep, variants: str(len(keep["body"])).encode()
     )
     monkeypatch.setattr(jobs, "plan_for", plan_for)
 
