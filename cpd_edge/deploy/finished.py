@@ -51,20 +51,17 @@ class FinishedCutter:
     branches: tuple[Branch, ...] = field(default=())
 
     @classmethod
-    def learned(
-        cls, cutter: OnnxCutter, groups: Mapping[str, int], dense: onnx.ModelProto, seed: int = 0
-    ) -> FinishedCutter | None:
+    def learned(cls, cutter: OnnxCutter, groups: Mapping[str, int], seed: int = 0) -> FinishedCutter | None:
         """What cuts the finished file as `cutter` cuts the unfinished one, or None where no rule of it is found.
 
         Args:
             cutter: of the unfinished file.
             groups: units by group.
-            dense: the dense network, finished.
             seed: of the widths that are tried.
         """
         rng = np.random.default_rng(seed)
         plans = [dict(groups), *_told_apart(groups, rng)]
-        files = [dense, *(finish(cutter.cut(_firsts(plan))) for plan in plans[1:])]
+        files = [finish(cutter.cut(_firsts(plan))) for plan in plans]
         whole = frozenset(i.name for i in files[0].graph.initializer if np.prod(i.dims, dtype=np.int64) > SMALL)
         seen = [_Seen.of(_one_a_use(file, whole)) for file in files]
         if any(_structure(s.model) != _structure(seen[0].model) for s in seen):

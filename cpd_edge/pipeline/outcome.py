@@ -254,17 +254,19 @@ def _layers(job: Job, subject: Subject, table: LatencyTable, plan: Plan) -> dict
     Of regions that the runtime runs as one kernel, the first has the time of all.
     """
     times, rest, widths, ways = {}, {}, plan.widths, job.ways(subject, table)
-    for name in ("dense", "pruned"):
+
+    def stays(region: Region) -> bool:
+        return all(widths.get(branch, 1) for branch in region.within)
+
+    gone = {"dense": [], "pruned": [r.name for r in subject.regions if not stays(r)]}
+    for name, lacking in gone.items():
         data = (job.run / f"{name}.onnx").read_bytes()
         attribution = Attribution.of(subject.regions, subject.dense_onnx).fused(table.fused)
-        attribution = attribution.adapted(onnx.load_from_string(data))
+        attribution = attribution.adapted(onnx.load_from_string(data), lacking)
         with contextlib.closing(subject.runner(data, True)) as runner:
             times[name] = attribution.times(runner.kernels(REPEATS)).ms
         median_ms = float(np.median(job.run.load_measurement(name).samples_ns)) / 1e6
         rest[name] = median_ms - sum(times[name].values())
-
-    def stays(region: Region) -> bool:
-        return all(widths.get(branch, 1) for branch in region.within)
 
     at = {g: widths.get(g, n) for g, n in subject.widths.items()}
     together = {name: names if name == names[0] else () for names in table.fused for name in names}

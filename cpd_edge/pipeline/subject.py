@@ -164,7 +164,7 @@ class Subject:
     @cached_property
     def _finished(self) -> FinishedCutter | None:
         """What cuts the finished file, where it can be: ten times faster."""
-        return None if self._cutter is None else FinishedCutter.learned(self._cutter, self.widths, self.dense_onnx)
+        return None if self._cutter is None else FinishedCutter.learned(self._cutter, self.widths)
 
     def key(self) -> dict[str, Any]:
         """What a table of this subject belongs to: the environment it is measured in, and the model's signature."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
 from functools import cached_property
 from math import prod
 from typing import Protocol
@@ -317,15 +318,25 @@ class Attribution:
         by_value = {out: by_node[node_name(node)] for node in inside for out in node.output if out}
         return cls({**by_value, **by_node}, tuple((n.op_type, by_node[node_name(n)]) for n in inside))
 
-    def adapted(self, model: onnx.ModelProto) -> Attribution:
+    def adapted(self, model: onnx.ModelProto, gone: Collection[str] = ()) -> Attribution:
         """The same regions in another build of the network, where generated names count differently.
 
         Nodes are matched by place where all operators agree, else by the values that they make. Of a quantised build,
         what makes integers of a value belongs to what made it, and what makes floats to what reads them.
+
+        Args:
+            model: the build.
+            gone: regions that it lacks, where it was exported without them: its names count anew, and what stood around
+                them may have gone too, so operators are matched in their order.
         """
         nodes = [n for n in model.graph.node if n.op_type not in MARKS]
-        if [n.op_type for n in nodes] == [op for op, _ in self.nodes]:
-            homes: list[str | None] = [region for _, region in self.nodes]
+        left = [(op, region) for op, region in self.nodes if region not in gone]
+        if gone or [n.op_type for n in nodes] == [op for op, _ in left]:
+            homes: list[str | None] = [None] * len(nodes)
+            alike = SequenceMatcher(None, [op for op, _ in left], [n.op_type for n in nodes], autojunk=False)
+            for block in alike.get_matching_blocks():
+                for i in range(block.size):
+                    homes[block.b + i] = left[block.a + i][1]
         else:
             homes = [next((self.names[x] for x in (*n.output, n.name) if x in self.names), None) for n in nodes]
         pairs = [(node, home) for node, home in zip(nodes, homes, strict=True) if home is not None]

@@ -41,7 +41,7 @@ def cutters() -> tuple[OnnxCutter, FinishedCutter, dict[str, int]]:
     combed = comb(trace(Residual().eval(), SHAPE), SHAPE)
     exported = export_onnx(combed.network)
     cutter = OnnxCutter(exported.model, comb(exported.lowered, SHAPE))
-    found = FinishedCutter.learned(cutter, combed.groups.widths, finish(exported.model))
+    found = FinishedCutter.learned(cutter, combed.groups.widths)
     assert found is not None
     return cutter, found, combed.groups.widths
 
@@ -81,4 +81,4 @@ def test_a_file_that_changes_by_no_rule_is_not_learned(
         return out
 
     monkeypatch.setattr("cpd_edge.deploy.finished.finish", moody)
-    assert FinishedCutter.learned(cutter, widths, finish(cutter.model)) is None
+    assert FinishedCutter.learned(cutter, widths) is None

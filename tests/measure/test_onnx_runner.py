@@ -103,7 +103,8 @@ def test_real_engines_are_compared_with_their_samples() -> None:
     found = compare(a, b, ("dense", "pruned"), Protocol(warmup_s=0.01, block_s=0.002, limit_s=0.2))
     assert (found.a.samples_ns > 0).all()
     assert (found.b.samples_ns > 0).all()
-    assert found.a.environment["protocol"] == "back-to-back, blocks of 0.002 s, warm-up 0.01 s"
+    lead = "lead-in of 3 inferences after another engine"
+    assert found.a.environment["protocol"] == f"back-to-back, blocks of 0.002 s, {lead}, warm-up 0.01 s"
 
 
 def with_input(shape: list[int | str], elem_type: int = onnx.TensorProto.FLOAT) -> bytes:

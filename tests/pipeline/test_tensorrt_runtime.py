@@ -84,13 +84,13 @@ def measured(subject: Subject, cuda: ComputingCuda, folder: Path, samples: int =
 
 
 def test_a_profile_becomes_a_table_and_a_plan(subject: Subject, cuda: ComputingCuda, tmp_path: Path) -> None:
-    """Every engine is built once and tells all regions; the plan's own engine takes what the table said.
+    """Each engine, the reference too, is built once and tells all regions; the plan's takes what the table said.
 
     What is one kernel is one in the samples, and the change of format belongs to no region.
     """
     table = measured(subject, cuda, tmp_path / "table")
     builds: list[bytes] = sys.modules["tensorrt"].builds
-    assert len(builds) == len(set(builds)) <= len(table.samples)
+    assert len(builds) == len(set(builds)) <= len(table.samples) + 1
     assert (tuple(subject.regions[i].name for i in TOGETHER),) == table.fused
     assert {0.01} == {round(s.reformats_ms, 9) for s in table.samples}
     assert ("tensorrt", "10.3.0", "sm_87,enqueue,without transfers,driver's wait") == tuple(

@@ -199,6 +199,23 @@ def test_another_build_has_the_same_regions_under_other_names() -> None:
     assert (found.region("node_Gemm_228"), found.region("node_identity")) == ("node_linear", None)
 
 
+def test_a_build_without_a_branch_keeps_the_other_regions() -> None:
+    """An export without it counts its names anew, so they are those of other nodes: what is left counts in its order."""
+    model, other = network(), network()
+    del other.graph.node[5:7]  # the convolution of the branch, and the sum behind it
+    other.graph.node[5].input[0] = "relu_1"
+    for at, number in ((6, 2), (7, 3)):
+        other.graph.node[at].name, other.graph.node[at].output[0] = f"node_conv2d_{number}", f"conv2d_{number}"
+    other.graph.node[7].input[0], other.graph.node[8].input[0] = "conv2d_2", "conv2d_3"
+    attribution = Attribution.of(find_regions(model, layouts(activations=True)), model)
+    found = attribution.adapted(other, ["node_conv2d_2"])
+    told = [found.region(n.name) for n in other.graph.node]
+    assert told == [
+        *["node_conv2d"] * 3, *["node_conv2d_1"] * 2, "node_cat", "node_conv2d_3", "node_conv2d_4", *["node_mean"] * 2,
+        "node_linear",
+    ]  # fmt: skip
+
+
 def test_nothing_is_lost_in_attribution() -> None:
     """Regions and the rest add up to the kernels, unfused ones too, in any order of the list."""
     model = network()
