@@ -200,7 +200,7 @@ def test_another_build_has_the_same_regions_under_other_names() -> None:
 
 
 def test_a_build_without_a_branch_keeps_the_other_regions() -> None:
-    """An export without it counts its names anew, so they are those of other nodes: what is left counts in its order."""
+    """An export without it counts its names anew, so they are those of other nodes: what is left counts in order."""
     model, other = network(), network()
     del other.graph.node[5:7]  # the convolution of the branch, and the sum behind it
     other.graph.node[5].input[0] = "relu_1"
