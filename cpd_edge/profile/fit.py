@@ -175,9 +175,11 @@ class Family:
         """The form of each region of the operator: that of all of these, or of those that were tried its own best."""
         shared = self._best()
         forms = dict.fromkeys(alike, shared)
+        if len(self.regions) == 1 or not self._errors:  # none was tried where nothing takes time
+            return forms
         for i, region in enumerate(self.regions):
-            own = min(self._errors, key=lambda form, at=i: float(self._errors[form][at]), default=shared)  # type: ignore[misc]
-            if len(self.regions) > 1 and self._errors[own][i] < CLEARLY * self._errors[shared][i]:
+            own = min(self._errors, key=lambda form, at=i: float(self._errors[form][at]))  # type: ignore[misc]
+            if self._errors[own][i] < CLEARLY * self._errors[shared][i]:
                 forms[region] = own
         return forms
 

@@ -29,8 +29,8 @@ from cpd_edge.profile.turns import Bench, Fusions, MakeRunner
 from cpd_edge.store import held, plain, write_text
 from cpd_edge.types import Region, Widths
 
-LIMIT_S, REGION_S, DENSE_RUNS = 45.0, 0.2, 120
-"""Sampling ends after so long, so long for each region, and so many dense inferences; not before the first check."""
+LIMIT_S, REGION_S, DENSE_RUNS, FEWEST = 45.0, 0.2, 120, 16
+"""Sampling ends after so long, so long for each region, and so many dense inferences; with so many fit samples."""
 FIRST_CHECK, CHECK_GROWTH = ENOUGH, 1.5
 """Held-out errors are looked at with so many samples, and each time that they have grown by this factor."""
 KNOWN_CHECK, MOSTLY = 12, 0.8
@@ -148,7 +148,7 @@ def _measured(
             if i + 1 == len(log.samples):
                 left = _seconds_left(log.samples, log.seconds, len(todo), most)
                 tell((i + 1) / most, f"sample {i + 1} of at most {most}, about {left:.0f} s left{current}")
-            if i + 1 < len(todo) and i >= first + holdout and _late(log.samples[: i + 1], sum(log.took[: i + 1])):
+            if _late(log.samples[: i + 1], sum(log.took[: i + 1])):
                 del todo[i + 1 :]
         assert table is not None
     finally:
@@ -166,7 +166,7 @@ def _measured(
 
 def _late(samples: Sequence[Sample], seconds: float) -> bool:
     """Whether sampling took its time: the more regions and the slower the network, the more it gets."""
-    return seconds > _limit_s(samples)
+    return sum(not s.held_out for s in samples) >= FEWEST and seconds > _limit_s(samples)
 
 
 def _limit_s(samples: Sequence[Sample]) -> float:

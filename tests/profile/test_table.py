@@ -109,6 +109,15 @@ def test_what_exceeds_a_cache_costs_more_from_there_on() -> None:
         assert told == pytest.approx(past_a_cache_ms(knee[4], {**GROUPS, "d": width}), rel=0.08)
 
 
+def test_what_takes_no_time_has_none() -> None:
+    """Operators that a runtime drops are regions still: their latency is 0, and the rest is fitted."""
+    table = measured(
+        Device(cost_ms=lambda region, widths: truth_ms(region, widths) * (region.op != "Conv")), samples=12
+    )
+    assert {table.region_ms(r.name, {}) for r in REGIONS if r.op == "Conv"} == {0.0}
+    assert table.region_ms("cat", {"b": 32, "c": 32}) == pytest.approx(0.004 + 0.0002 * 64, rel=0.05)
+
+
 def test_steps_as_wide_as_a_gpu_s_tiles_are_found() -> None:
     """Blocks of 64 are told from blocks of 16."""
 
