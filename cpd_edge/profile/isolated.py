@@ -109,9 +109,14 @@ def _single(
             weights.append(numpy_helper.from_array(np.full(shape, 0.01, np.float32), f"in{i}"))
     for i in range(len(node.output)):
         alone.output[i] = f"out{i}"
-    feed = helper.make_tensor_value_info(f"in{source}", TensorProto.FLOAT, shapes[node.input[source]])
+    name, shape, nodes = f"in{source}", shapes[node.input[source]], [alone]
+    if shape[0] != 1:  # engines take one image: what has no batch in front gets it, at no cost
+        weights.append(numpy_helper.from_array(np.zeros(1, np.int64), "front"))
+        nodes.insert(0, helper.make_node("Squeeze", ["image", "front"], [name], "squeeze"))
+        name, shape = "image", (1, *shape)
+    feed = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
     result = helper.make_tensor_value_info("out0", TensorProto.FLOAT, shapes[node.output[0]])
-    graph = helper.make_graph([alone], "alone", [feed], [result], weights)
+    graph = helper.make_graph(nodes, "alone", [feed], [result], weights)
     made = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
     return bytes(made.SerializeToString(deterministic=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum
+from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.measure.shapes import infer_shapes
 from cpd_edge.profile.isolated import single_operations
 from cpd_edge.profile.regions import Attribution, attribute, find_regions, signature
@@ -234,6 +236,18 @@ def test_signature_changes_with_what_it_names() -> None:
     assert signature(regions, groups) == signature(find_regions(network(), layouts(activations=True)), groups)
     assert signature(regions, groups) != signature(regions, {**groups, "a": 7})
     assert signature(regions, groups) != signature(regions[1:], groups)
+
+
+def test_a_single_operation_takes_one_image_whatever_comes_first_in_the_network() -> None:
+    """A transformer may have its tokens in front; alone, the operation has a batch of one before them."""
+    node = helper.make_node("MatMul", ["tokens", "weight"], ["out"], "product")
+    ends = [("tokens", [197, 1, 16]), ("out", [197, 1, 8])]
+    feed, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in ends)
+    graph = helper.make_graph([node], "net", [feed], [out], [weight("weight", 16, 8)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (alone,) = single_operations(model, {"product"}).values()
+    with contextlib.closing(OnnxRunner(alone)) as runner:
+        assert runner.outputs(np.ones((1, 197, 1, 16), np.float32)).shape == (197, 1, 8)
 
 
 def test_single_operations_are_valid_models_of_their_own() -> None:
