@@ -153,6 +153,8 @@ def _measured(
         assert table is not None
     finally:
         bench.close()
+    if folder is not None:
+        table.save(folder / "table.json")
     if isolated_seconds > 0:
         predicted = isolated.predict(
             build, Attribution.of(regions, model), table.samples, make_runner, seconds=isolated_seconds, clock=clock

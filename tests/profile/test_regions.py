@@ -15,8 +15,9 @@ from cpd_edge.errors import ModelError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum
 from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.measure.shapes import infer_shapes
-from cpd_edge.profile.isolated import single_operations
+from cpd_edge.profile.isolated import predict, single_operations
 from cpd_edge.profile.regions import Attribution, attribute, find_regions, signature
+from cpd_edge.profile.table import Sample
 
 A, B, C = Leaf("a", 8), Leaf("b", 16), Leaf("c", 16)
 ONE = Prod(())
@@ -269,6 +270,32 @@ def test_an_empty_model_is_refused() -> None:
     """A model without nodes has no regions to name."""
     with pytest.raises(ModelError, match="no nodes"):
         find_regions(onnx.ModelProto(), {})
+
+
+def test_an_operation_that_cannot_stand_alone_costs_the_baseline_nothing() -> None:
+    """The runtime refuses one of two: the sum is that of the other, and the table is not lost."""
+
+    class Clock:
+        now_ns = 0
+
+        def run(self) -> None:
+            Clock.now_ns += 1_000_000
+
+        def close(self) -> None:
+            pass
+
+    def make_runner(model: bytes, profiled: bool) -> Clock:
+        if onnx.load_from_string(model).graph.node[0].op_type == "Gemm":
+            raise ModelError("no engine for it")
+        return Clock()
+
+    model = network()
+    attribution = Attribution.of(find_regions(model, layouts(activations=True)), model)
+    held = [Sample({}, {}, {}, 0.0, 1.0, 1.0, True)]
+    found = predict(
+        lambda widths: model.SerializeToString(), attribution, held, make_runner, clock=lambda: Clock.now_ns
+    )
+    assert found == {0: pytest.approx(len(attribution.heading(model)) - 1)}
 
 
 def test_sizes_that_other_nodes_work_out_are_known_and_integers_are_not_timed() -> None:
