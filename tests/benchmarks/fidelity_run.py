@@ -47,7 +47,7 @@ def page(results: list[dict[str, Any]]) -> str:
         "",
         "Made by `make fidelity` from the JSON files beside it.",
         "Errors are of held-out networks, which the fit never saw: predicted latency against the latency that was",
-        "measured without a profiler, both freed of the machine's drift by the dense network that ran in turns with",
+        "measured without a profiler, both freed of the machine's drift by the small reference that ran in turns with",
         "them. *Noise* is the standard error of one such measurement, the median over the same networks: no table can",
         "predict better than that. *Isolated* is the sum of operations timed alone, as the literature has it.",
         "*Seconds* is the whole profile, from combing to the fit.",

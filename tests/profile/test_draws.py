@@ -61,6 +61,7 @@ def test_plans_of_a_solver_are_among_the_next() -> None:
     found = [dict(d.widths) for d in further(table, 12, 0, lambda t: plans)]
     assert len(found) == 12
     assert found[:4] == plans[1:5]
+    assert plans[5] not in found
     assert found == [dict(d.widths) for d in further(table, 12, 0, lambda t: plans)]
     assert not any(d.held_out for d in further(table, 12, 0))
 

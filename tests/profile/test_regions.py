@@ -217,6 +217,15 @@ def test_a_build_without_a_branch_keeps_the_other_regions() -> None:
         *["node_conv2d"] * 3, *["node_conv2d_1"] * 2, "node_cat", "node_conv2d_3", "node_conv2d_4", *["node_mean"] * 2,
         "node_linear",
     ]  # fmt: skip
+    alike = network()
+    del alike.graph.node[8]  # of two convolutions behind each other the first: the second stays what it is
+    alike.graph.node[8].input[0] = "cat"
+    assert attribution.adapted(alike, ["node_conv2d_3"]).region(alike.graph.node[8].name) == "node_conv2d_4"
+    last = network()
+    del last.graph.node[9]
+    last.graph.node[8].name, last.graph.node[8].output[0] = "node_conv2d_9", "conv2d_9"
+    last.graph.node[9].input[0] = "conv2d_9"
+    assert attribution.adapted(last, ["node_conv2d_4"]).region("node_conv2d_9") == "node_conv2d_3"
 
 
 def test_nothing_is_lost_in_attribution() -> None:

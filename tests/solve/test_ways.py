@@ -14,7 +14,7 @@ from cpd_edge.layout import Leaf, Prod, Sum, size
 from cpd_edge.solve.milp import solve
 from cpd_edge.solve.pose import losses, plan_from, problem_from
 from cpd_edge.solve.ways import PLAIN, Variant, Ways
-from cpd_edge.types import STRAIGHT, Amount, Importance, Passage, Region
+from cpd_edge.types import STRAIGHT, Amount, Bend, Importance, Passage, Region
 
 X, Y, Z = Leaf("x", 8), Leaf("y", 6), Leaf("z", 5)
 CLASSES = Leaf("classes", 3)
@@ -148,6 +148,17 @@ def test_widths_and_ways_together_equal_enumeration(
     assert set(plan.variants) == set(INT8) and plan.variants["stem"] == "fp32"
     assert plan.predicted_ms <= share * dense
     assert plan.predicted_ms == pytest.approx(truth(plan.widths, plan.variants, WAYS), rel=1e-9)
+
+
+def test_the_whole_of_a_mixture_is_bent_as_the_plain_table_is() -> None:
+    """What regions and conversions add up to, bent once; the problem says the same."""
+    bent = Simulated(FLOATS.pace)
+    bent.bend = Bend(1.1, 2.0)
+    chosen = {"stem": "int8", "a": "fp32", "b": "fp32", "c": "int8"}
+    widths = {"x": 6, "y": 4, "z": 3, "deep": 1}
+    flat = WAYS.predict(FLOATS, widths, chosen)
+    assert flat == pytest.approx(truth(widths, chosen, WAYS))
+    assert WAYS.predict(bent, widths, chosen) == pytest.approx(bent.bend.whole(flat)) != pytest.approx(flat)
 
 
 def test_integers_are_chosen_where_widths_alone_do_not_reach_the_limit() -> None:
