@@ -238,7 +238,9 @@ def doubt_lines(r: dict[str, Any]) -> list[str]:
 def unsteady_lines(r: dict[str, Any]) -> list[str]:
     """What a trend means for the numbers and for the verdict, and what to do."""
     held = f"the interval{' and the verdict' if 'verdict' in r else ''} may not hold at another time"
-    paired = "; the speed-up does, for both had the trend alike" if "speedup" in r and r.get("paired", True) else ""
+    paired = (
+        "; their ratio does, for both engines had the trend alike" if "speedup" in r and r.get("paired", True) else ""
+    )
     return [
         f"  not steady: latency rose or fell while it was measured, so {held}{paired}",
         "    let the machine settle, stop what else runs, then measure again, longer (--limit-s)",
