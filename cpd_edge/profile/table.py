@@ -85,7 +85,7 @@ class LatencyTable:
         samples: all raw samples.
         models: fitted model by region.
         fixed_ms: what no region accounts for [ms].
-        bend: how the latency follows from the sum; at the dense network they are equal.
+        bend: how the latency follows from the sum; at the largest network that was measured they are equal.
         seconds: how long measuring took.
         isolated_ms: the sum of regions timed alone, by index of the held-out sample [ms].
         fused: regions that the runtime runs as one kernel, in the network's order: they are measured and fitted as
