@@ -99,6 +99,13 @@ class _Walk:
         self.layouts = layouts
         self.constants = {i.name for i in model.graph.initializer}
         self.producer = {out: i for i, node in enumerate(self.nodes) for out in node.output if out}
+        self.fixed = set(self.constants)
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            if node.op_type == "Constant" or (node.input and all(x in self.fixed for x in node.input if x)):
+                self.fixed.update(node.output)
+            for name in dict.fromkeys(node.input):
+                self.readers.setdefault(name, []).append(node)
         self.shapes = infer_shapes(model)
         self.channels = {axis for name in self.constants & layouts.keys() for axis in axes(*layouts[name])}
         self.feature: dict[str, Layout] = {}
@@ -165,7 +172,7 @@ class _Walk:
         fqn, weight = "", tuple[Layout, ...]()
         if node.op_type in CONVOLUTIONS | MATRIX and len(node.input) > 1 and self._constant(node.input[1]):
             fqn, weight = self._weight(node)
-        writes = self._known(node.output[0]) or reads
+        writes = self._known(node.output[0]) or self._behind(node) or reads
         if weight:
             out, into = (weight[0], weight[1]) if _writes_first(node) else (weight[1], weight[0])
             group = _attribute(node, "group", 1)
@@ -211,12 +218,17 @@ class _Walk:
         return self._known(name) or self.feature.get(name, NOTHING)
 
     def _constant(self, name: str) -> bool:
-        while name in self.producer and name not in self.constants:
-            node = self.nodes[self.producer[name]]
-            if not node.input:
-                return bool(node.op_type == "Constant")
-            name = node.input[0]
-        return str(name) in self.constants
+        """Whether no input of the network goes into a value."""
+        return name in self.fixed
+
+    def _behind(self, node: onnx.NodeProto) -> Layout | None:
+        """Layout of what the elementwise chain behind a node makes, where only that is named."""
+        value = node.output[0]
+        while len(readers := self.readers.get(value, [])) == 1 and readers[0].op_type in ELEMENTWISE:
+            value = readers[0].output[0]
+            if (found := self._known(value)) is not None:
+                return found
+        return None
 
     def _macs(self, node: onnx.NodeProto) -> int:
         """Multiply-accumulates at batch 1; 0 for what is no convolution or matrix product."""

@@ -281,6 +281,27 @@ def test_an_empty_model_is_refused() -> None:
         find_regions(onnx.ModelProto(), {})
 
 
+def test_a_value_into_which_the_input_goes_is_no_constant() -> None:
+    """A class token comes first in the concat of a transformer's tokens: what is made of them still varies.
+
+    Of a product whose own result has no name the elementwise chain behind it tells the channels.
+    """
+    nodes = [
+        helper.make_node("Concat", ["token", "input"], ["tokens"], "join", axis=1),
+        helper.make_node("MatMul", ["tokens", "folded"], ["unnamed"], "product"),
+        helper.make_node("Add", ["unnamed", "bias"], ["wide"], "sum"),
+    ]
+    feed = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 8])
+    out = helper.make_tensor_value_info("wide", TensorProto.FLOAT, ["batch", 4, 16])
+    constants = [weight("token", 1, 1, 8), weight("folded", 8, 16), weight("bias", 16)]
+    model = helper.make_model(helper.make_graph(nodes, "net", [feed], [out], constants))
+    n, places = Leaf("batch", 1), Leaf("places", 4)
+    known = {"token": (ONE, ONE, A), "bias": (B,), "tokens": (n, places, A), "wide": (n, places, B)}
+    (product,) = [r for r in find_regions(model, known) if r.op == "MatMul"]
+    assert (product.reads, product.writes, product.weight) == (A, B, (A, B))
+    assert product.nodes == ("product", "sum")
+
+
 def test_an_operation_that_cannot_stand_alone_costs_the_baseline_nothing() -> None:
     """The runtime refuses one of two: the sum is that of the other, and the table is not lost."""
 
