@@ -13,6 +13,8 @@ from cpd_edge.solve.problem import Concat, Floats, Ints, RegionCost
 
 GRID_LIMIT = 20_000
 """Most cells of one region's exact grid; above, the region is described over sums."""
+DIMS = 3
+"""Most groups and sums of one grid."""
 BINS = 32
 """Bins of a summed extent."""
 
@@ -30,7 +32,9 @@ def left(within: Sequence[str], candidates: Mapping[str, Ints]) -> tuple[str, ..
 def grid_of(
     name: str, dims: Sequence[Layout], at: At, candidates: Mapping[str, Ints]
 ) -> tuple[RegionCost, dict[str, Concat]]:
-    """A region's grid: over its groups where they are few, else over the summed extents of its dims.
+    """A region's grid: over its groups where they are few, else over summed extents of its dims and what is beside them.
+
+    Of more than a grid can have, those that change the cost least are taken at what costs most.
 
     Args:
         name: the region.
@@ -39,7 +43,7 @@ def grid_of(
         candidates: widths by group; groups that are not there are dense.
     """
     names = tuple(g for g in axes(*dims) if g in candidates)
-    if len(names) <= 3 and np.prod([len(candidates[g]) for g in names]) <= GRID_LIMIT:
+    if len(names) <= DIMS and np.prod([len(candidates[g]) for g in names]) <= GRID_LIMIT:
         shape = tuple(len(candidates[g]) for g in names)
         mesh = np.meshgrid(*(candidates[g] for g in names), indexing="ij")
         amounts = at({g: m.reshape(-1) for g, m in zip(names, mesh, strict=True)})
@@ -56,8 +60,21 @@ def grid_of(
         else:
             single += [g for g in here if g not in single]
     inside = {g for s in sums.values() for g, _ in s.parts}
-    single = [g for g in single if g not in inside][: max(3 - len(sums), 0)]
-    return _binned(name, at, single, sums, candidates, names), sums
+    told = _telling([g for g in single if g not in inside], at, sums, candidates)
+    return _binned(name, at, told, sums, candidates, names), sums
+
+
+def _telling(groups: Sequence[str], at: At, sums: Mapping[str, Concat], candidates: Mapping[str, Ints]) -> list[str]:
+    """Those of the groups that change the cost most, as many as a grid beside the sums has dims and cells for."""
+    dense = {g: c[-1:] for g, c in candidates.items()}
+    least = {g: float(at({**dense, g: candidates[g][:1]})[0]) for g in groups}
+    cells = int(np.prod([len(s.lower) for s in sums.values()]))
+    told: list[str] = []
+    for group in sorted(groups, key=lambda g: least[g]):
+        if len(sums) + len(told) < DIMS and cells * len(candidates[group]) <= GRID_LIMIT:
+            cells *= len(candidates[group])
+            told.append(group)
+    return [g for g in groups if g in told]
 
 
 def _binned(
@@ -95,12 +112,13 @@ def _binned(
 def _members(names: tuple[str, ...], candidates: Mapping[str, Ints], sums: Mapping[str, Concat]) -> tuple[Ints, bool]:
     """Candidate indices `[members, groups]`, and whether they are all there are.
 
-    Where they are not, two members stand for every reachable extent of every sum; groups outside it are at both ends.
+    Where they are not, two members stand for every reachable extent of every sum; groups outside it are at both ends,
+    as all of them are where there is no sum.
     """
     counts = np.asarray([len(candidates[g]) for g in names])
     if np.prod(counts.astype(float)) <= GRID_LIMIT:
         return np.asarray(np.indices(tuple(counts))).reshape(len(names), -1).T, True
-    blocks = []
+    blocks = [np.stack([0 * counts, counts - 1])]
     for concat in sums.values():
         for last in (False, True):
             _, index = _reach(concat.parts, candidates, last)

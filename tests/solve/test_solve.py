@@ -15,10 +15,11 @@ from solve.families import FAMILIES, drawn
 from cpd_edge.errors import BudgetError, InfeasibleError, TableError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, size
 from cpd_edge.solve.baselines import BASELINES
+from cpd_edge.solve.grids import grid_of
 from cpd_edge.solve.infeasible import floor
 from cpd_edge.solve.milp import solve
 from cpd_edge.solve.pose import candidate_widths, losses, plan_from, problem_from
-from cpd_edge.solve.problem import Concat, Problem, RegionCost, latency
+from cpd_edge.solve.problem import Concat, Floats, Ints, Problem, RegionCost, latency
 from cpd_edge.types import STRAIGHT, Bend, Importance, Region
 
 
@@ -206,6 +207,23 @@ def test_three_groups_become_an_exact_grid() -> None:
     mesh = np.meshgrid(*(problem.candidates[g] for g in cost.groups), indexing="ij")
     true = table.points("r2", {g: m.reshape(-1) for g, m in zip(cost.groups, mesh, strict=True)})
     assert (cost.grid.reshape(-1) == true).all()
+
+
+def test_of_four_groups_that_multiply_three_have_a_grid() -> None:
+    """Attention goes by heads, widths of a head and tokens at once: what changes the cost least counts as dense."""
+    leaves = [Leaf(name, extent) for name, extent in (("a", 16), ("b", 16), ("c", 12), ("d", 16))]
+    candidates = {leaf.axis: np.arange(1, leaf.extent + 1) for leaf in leaves}
+    weights = {"a": 3.0, "b": 0.01, "c": 2.0, "d": 5.0}
+
+    def at(widths: Mapping[str, Ints]) -> Floats:
+        return np.asarray(sum(w * widths[g] for g, w in weights.items()) + widths["a"] * widths["d"])
+
+    cost, sums = grid_of("attention", [Prod(tuple(leaves[:2])), Prod(tuple(leaves[2:]))], at, candidates)
+    assert cost.groups == ("a", "c", "d")
+    assert not sums
+    mesh = np.meshgrid(*(candidates[g] for g in cost.groups), indexing="ij")
+    told = dict(zip(cost.groups, mesh, strict=True))
+    assert (cost.grid == at({**told, "b": np.asarray(16)})).all()
 
 
 def test_the_plan_keeps_the_most_important_units() -> None:
