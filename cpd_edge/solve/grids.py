@@ -32,7 +32,7 @@ def left(within: Sequence[str], candidates: Mapping[str, Ints]) -> tuple[str, ..
 def grid_of(
     name: str, dims: Sequence[Layout], at: At, candidates: Mapping[str, Ints]
 ) -> tuple[RegionCost, dict[str, Concat]]:
-    """A region's grid: over its groups where they are few, else over summed extents of its dims and what is beside them.
+    """A region's grid: over its groups where they are few, else over sums of its dims and what is beside them.
 
     Of more than a grid can have, those that change the cost least are taken at what costs most.
 
