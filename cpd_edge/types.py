@@ -258,6 +258,8 @@ class Region:
         fqn: name of the torch parameter that holds its weight, or ''.
         within: depth groups that take it along when they go.
         geometry: what else fixes its cost: the head's attributes, its dense shapes, and all operators it holds.
+        joined: layouts that the convolutions read from which it gets what it adds, concatenates or pools: where one of
+            them cannot run in a runtime's own memory format, neither can this.
     """
 
     name: str
@@ -270,6 +272,7 @@ class Region:
     fqn: str = ""
     within: tuple[str, ...] = ()
     geometry: str = ""
+    joined: tuple[Layout, ...] = ()
 
     @property
     def dense_elements(self) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from cpd_edge.types import Region
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 3
+FORMAT = 4
 TEXT, WHOLE, REAL, TRUTH, DATA = "text", "whole number", "number", "true or false", "JSON"
 OF_THE_TABLE = {
     "format": WHOLE, "device": TEXT, "runtime": TEXT, "runtime_version": TEXT, "precision": TEXT, "threads": WHOLE,
@@ -84,6 +84,7 @@ def _of_region(region: Region) -> dict[str, Any]:
     described = {
         "nodes": region.nodes, "reads": to_json(region.reads), "writes": to_json(region.writes),
         "weight": [to_json(x) for x in region.weight], "dense_macs": region.dense_macs, "within": region.within,
+        "joined": [to_json(x) for x in region.joined],
     }  # fmt: skip
     plain = {"region": region.name, "op": region.op, "fqn": region.fqn, "geometry": region.geometry}
     return {**plain, "described": _text(described)}
@@ -177,6 +178,7 @@ def _region(row: Mapping[str, Any]) -> Region:
         name=row["region"], op=row["op"], nodes=tuple(d["nodes"]), reads=from_json(d["reads"]),
         writes=from_json(d["writes"]), weight=tuple(from_json(x) for x in d["weight"]), dense_macs=d["dense_macs"],
         fqn=row["fqn"], within=tuple(d["within"]), geometry=row["geometry"],
+        joined=tuple(from_json(x) for x in d["joined"]),
     )  # fmt: skip
 
 

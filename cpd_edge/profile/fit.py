@@ -90,8 +90,8 @@ def fit(
             found = Family(alone, samples).leaning(there.form, prior, HEARSAY)
             models |= _models(alone[0], there.form, found[0, 0])
     left = [r for r in regions if r.name not in models]
-    for kind in dict.fromkeys(_kind(r) for r in left):
-        alike = [r for r in left if _kind(r) == kind]
+    for kind in dict.fromkeys(kind_of(r) for r in left):
+        alike = [r for r in left if kind_of(r) == kind]
         heavy = sorted(alike, key=lambda r: -float(samples.ms[r.name].mean()))[:MOST_TRIED]
         chosen = {r: forms[r.name] for r in alike} if forms else Family(heavy, samples).choose(alike)
         expected: dict[str, Floats] | None = None
@@ -124,12 +124,16 @@ def _models(region: Fitted, form: Form, found: Floats) -> dict[str, Model]:
     return {part.name: Model(form, tuple(float(c) for c in found * share)) for part, share in shared}
 
 
-def _kind(region: Fitted) -> tuple[str, bool, bool]:
-    """Operator, whether it has weights, and whether they join all it reads to all it writes (not when grouped)."""
+def kind_of(region: Fitted) -> tuple[str, bool, bool, bool]:
+    """Regions that one form is chosen for: by operator, whether they have weights, and whether they join anything.
+
+    And by whether the weights join all that is read to all that is written: not those of a grouped convolution.
+    """
     if isinstance(region, Fused):
-        return region.op, True, True
+        return region.op, True, True, False
     spanned = int(np.prod([d.extent for d in region.weight[:2]]))
-    return region.op, bool(region.weight), spanned >= region.reads.extent * region.writes.extent
+    full = spanned >= region.reads.extent * region.writes.extent
+    return region.op, bool(region.weight), full, bool(region.joined)
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,14 @@ class Extra:
     """A condition on a region's extents under which it costs more.
 
     Attributes:
-        side: the extent read, written, or each part of the concat that is read; for `beyond` also the weight.
+        side: the extent read, written, each part of the concat that is read, or all that is joined (see `Region`) and
+            what the region convolves itself; for `beyond` also the weight.
         kind: `indivisible` by `by`, or `below` it; `beyond`: by the share of its elements that exceeds `by`.
         by: the divisor, or the bound.
         least: smallest extent for which being indivisible matters.
     """
 
-    side: Literal["reads", "writes", "parts", "weight"]
+    side: Literal["reads", "writes", "parts", "joined", "weight"]
     kind: Literal["indivisible", "below", "beyond"]
     by: int
     least: int = 0
@@ -47,6 +48,7 @@ EXTRAS = (
     *(Extra(side, "indivisible", by) for side in ("reads", "writes") for by in (4, 8, 16)),
     *(Extra(side, "indivisible", 4, 16) for side in ("reads", "writes")),
     *(Extra("parts", "indivisible", by) for by in (4, 16)),
+    *(Extra("joined", "indivisible", by, least) for by, least in ((4, 0), (4, 16), (16, 0))),
     *(Extra(side, "below", 16) for side in ("reads", "writes")),
     *(Extra(side, "beyond", 1 << power) for side in ("reads", "writes", "weight") for power in range(15, 22)),
 )  # fmt: skip
@@ -197,6 +199,8 @@ def _sides(region: Region, extra: Extra) -> tuple[Layout, ...]:
     """What an extra's condition is about."""
     if extra.side == "parts":
         return region.reads.parts if isinstance(region.reads, Sum) else ()
+    if extra.side == "joined":
+        return (*region.joined, *((region.reads,) if region.joined and region.weight else ()))
     return (region.reads if extra.side == "reads" else region.writes,)
 
 

@@ -76,7 +76,7 @@ def signature(regions: Sequence[Region], groups: Mapping[str, int]) -> str:
             r.op,
             list(r.nodes),
             r.dense_macs,
-            [to_json(x) for x in (r.reads, r.writes, *r.weight)],
+            [to_json(x) for x in (r.reads, r.writes, *r.weight, *r.joined)],
             list(r.within),
         ]
         for r in regions
@@ -109,6 +109,7 @@ class _Walk:
         self.shapes = infer_shapes(model)
         self.channels = {axis for name in self.constants & layouts.keys() for axis in axes(*layouts[name])}
         self.feature: dict[str, Layout] = {}
+        self.source: dict[str, tuple[Layout, ...]] = {}
         self.runs = {run: self._between(first, last) for run, (first, last) in runs.items()}
 
     def regions(self) -> tuple[Region, ...]:
@@ -124,9 +125,24 @@ class _Walk:
                 within = tuple(run for run, members in self.runs.items() if i in members)
                 geometry = self._geometry(node, [self.nodes[j].op_type for j in members[i]])
                 found[i] = Region(node_name(node), node.op_type, inside, *described, within, geometry)
+            convolved = node.op_type in CONVOLUTIONS and bool(described[2])
+            sources = (described[0],) if convolved else self._sources(node)
             for out in node.output:
                 self.feature[out] = self._known(out) or described[1]
-        return tuple(found.values())
+                self.source[out] = sources
+        return tuple(replace(r, joined=self._joined(members[i], bool(r.weight))) for i, r in found.items())
+
+    def _sources(self, node: onnx.NodeProto) -> tuple[Layout, ...]:
+        """What the convolutions read that a node's inputs come from; of a matrix product's there are none."""
+        inputs = () if node.op_type in MATRIX else node.input
+        return tuple(dict.fromkeys(source for name in inputs for source in self.source.get(name, ())))
+
+    def _joined(self, members: Sequence[int], weighted: bool) -> tuple[Layout, ...]:
+        """See `Region`: of its inputs without the one that the head convolves."""
+        inside = {out for i in members for out in self.nodes[i].output}
+        nodes = (self.nodes[i] for i in (members[1:] if weighted else members))
+        names = (name for node in nodes for name in node.input if name not in inside)
+        return tuple(dict.fromkeys(source for name in names for source in self.source.get(name, ())))
 
     def _between(self, first: str, last: str) -> frozenset[int]:
         """Indices of the nodes on the way from one value to another.

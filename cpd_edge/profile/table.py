@@ -2,7 +2,7 @@
 
 Format history: 1, the first; 2, `within`; 3, `fused` and `reformats_ms`; 4, `geometry` of regions; 5,
 `noise` is a standard error; 6, no `scale`, and a turn counts with its median; 7, turns are with a small reference and
-have a lead-in, and `bend`.
+have a lead-in, and `bend`; 8, `joined` of regions.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from scipy.stats import linregress
+import numpy.typing as npt
 
 from cpd_edge.errors import TableError
-from cpd_edge.layout import Widths, axes, from_json, to_json
+from cpd_edge.layout import Leaf, Widths, axes, from_json, to_json
 from cpd_edge.profile.doubts import least_certain
-from cpd_edge.profile.fit import Samples, fit
+from cpd_edge.profile.fit import Samples
 from cpd_edge.profile.forms import Extra, Fitted, Floats, Form, Fused, Ints, Model
+from cpd_edge.profile.whole import fit_whole
 from cpd_edge.store import read_json, write_json
 from cpd_edge.types import STRAIGHT, Bend, Region
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 7
+FORMAT = 8
 Elsewhere: TypeAlias = Callable[[Sequence[Region], Samples], Mapping[str, Model]]
 """Given regions and what was measured of them here: by region, what fits it in other networks."""
 ENOUGH = 24
@@ -39,8 +40,6 @@ ENOUGH = 24
 ResNet-18 after ResNet-34 on a CPU: with 12 own samples the held-out median error falls from 5.1 to 3.8 %, with 16 from
 4.6 to 3.6 %; with 24 it is 3.5 % without, 4.2 % with.
 """
-BENT, USUAL = 3, 0.05
-"""Fits that look for the bend; how far exponents differ from 1 where one was measured well."""
 AGAIN = "measure it: cpd-edge profile MODEL"
 
 
@@ -129,20 +128,19 @@ class LatencyTable:
         measured = _measured(regions, fused)
         alone = [r for r in measured if isinstance(r, Region)]
         known = elsewhere(alone, own) if elsewhere else {}
-        told = known if len(own) < ENOUGH else {}
-        together = tuple(tuple(names) for names in fused)
-        flat = cls(
+        models, bend = fit_whole(measured, own, fixed_ms, known if len(own) < ENOUGH else {})
+        return cls(
             dict(key),
             dict(groups),
             tuple(regions),
             tuple(samples),
-            fit(measured, own, told),
+            models,
             fixed_ms,
-            seconds=seconds,
-            fused=together,
+            bend,
+            seconds,
+            fused=tuple(tuple(names) for names in fused),
             known_regions=len(known),
         )
-        return _bent(flat, measured, own, told)
 
     @cached_property
     def ranges(self) -> dict[str, tuple[int, int]]:
@@ -159,13 +157,8 @@ class LatencyTable:
         """
         columns = {g: np.asarray([w]) for g, w in widths.items()}
         self._check(columns)
-        return float(self.bend.whole(float(self._sums(columns)[0])))
-
-    def _sums(self, columns: Mapping[str, Ints]) -> Floats:
-        """What regions and the rest add up to at arrays of widths [ms]."""
         here = (self.points(r.name, {g: c for g, c in columns.items() if g in self._axes(r)}) for r in self.regions)
-        length = max((len(c) for c in columns.values()), default=1)
-        return np.asarray(sum((np.broadcast_to(ms, (length,)) for ms in here), np.full(length, self.fixed_ms)))
+        return float(self.bend.whole(self.fixed_ms + sum(float(ms.reshape(-1)[0]) for ms in here)))
 
     def region_ms(self, name: str, widths: Widths) -> float:
         """Latency of one region at widths, before the bend [ms].
@@ -200,6 +193,20 @@ class LatencyTable:
             if branch in widths:
                 ms = ms * (np.asarray(widths[branch]) > 0)
         return ms
+
+    def contained(self, group: str, widths: Ints) -> npt.NDArray[np.bool_]:
+        """Which widths of a group change the cost of no region but those that read or write it `[widths]`.
+
+        At others a region that joins what is made of the group runs otherwise too, see `Region`.
+        """
+        fine = np.ones(len(widths), bool)
+        for region in self.regions:
+            where = [layout for layout in region.joined if group in axes(layout)]
+            for extra in self.models[region.name].form.extras if where else ():
+                if extra.side == "joined":
+                    least = extra.least if all(isinstance(layout, Leaf) for layout in where) else 0
+                    fine &= (widths % extra.by == 0) | (widths < least)
+        return np.asarray(fine | (widths == self.groups[group]), np.bool_)
 
     def unsure(self, networks: Sequence[Widths], count: int, known: Sequence[Widths] = ()) -> list[int]:
         """Indices of the networks, `count` of them, that it would tell least surely once `known` are measured too."""
@@ -315,7 +322,7 @@ class LatencyTable:
         return {r.name: r for r in self.regions}
 
     def _axes(self, region: Region) -> frozenset[str]:
-        return frozenset((*axes(region.reads, region.writes, *region.weight), *region.within))
+        return frozenset((*axes(region.reads, region.writes, *region.weight, *region.joined), *region.within))
 
     def _check(self, widths: Mapping[str, Ints]) -> None:
         for group, values in widths.items():
@@ -346,31 +353,6 @@ def _to_fit(groups: Mapping[str, int], samples: Sequence[Sample]) -> tuple[Sampl
     total = np.asarray([s.total_ms * factor for s, factor in used], np.float64)
     by_region, fixed_ms = _shared_out(used, total)
     return Samples(widths, by_region), fixed_ms
-
-
-def _bent(flat: LatencyTable, measured: Sequence[Fitted], own: Samples, known: Mapping[str, Model]) -> LatencyTable:
-    """The table with the bend that its samples show, fitted again to what is left when that is taken out.
-
-    It is the slope of the whole against the sum, in logarithms: steeper than 1 where large networks are slow as a
-    whole. It is believed as far as the samples tell it better than what is usual. The smallest network of all is far
-    from every plan, and does not count.
-    """
-    totals = flat.fixed_ms + np.sum(list(own.ms.values()), axis=0)
-    anchor, table, exponent = float(totals.max()), flat, 1.0
-    counts = np.flatnonzero(totals > totals.min())
-    if len(counts) < ENOUGH // 2:
-        return flat
-    forms = {r.name: flat.models[r.name].form for r in measured}
-    for _ in range(BENT):
-        sums = np.log(table.bend.whole(table._sums(own.widths))[counts])
-        found = linregress(sums, np.log(totals[counts]))
-        believed = USUAL**2 / (USUAL**2 + float(found.stderr) ** 2)
-        exponent = 1 + believed * (exponent * float(found.slope) - 1)
-        bend = Bend(exponent, anchor)
-        pace = bend.total(totals) / totals
-        fitted = fit(measured, Samples(own.widths, {n: ms * pace for n, ms in own.ms.items()}), known, forms)
-        table = replace(flat, models=fitted, bend=bend)
-    return table
 
 
 def _shared_out(drifted: Sequence[tuple[Sample, float]], total: Floats) -> tuple[dict[str, Floats], float]:
@@ -429,7 +411,7 @@ def _region_json(region: Region) -> dict[str, Any]:
     return {
         "name": region.name, "op": region.op, "nodes": list(region.nodes), **layouts,
         "weight": [to_json(x) for x in region.weight], "dense_macs": region.dense_macs, "fqn": region.fqn,
-        "within": list(region.within), "geometry": region.geometry,
+        "within": list(region.within), "geometry": region.geometry, "joined": [to_json(x) for x in region.joined],
     }  # fmt: skip
 
 
@@ -438,6 +420,7 @@ def _region_from(data: Mapping[str, Any]) -> Region:
         name=data["name"], op=data["op"], nodes=tuple(data["nodes"]), reads=from_json(data["reads"]),
         writes=from_json(data["writes"]), weight=tuple(from_json(x) for x in data["weight"]),
         dense_macs=data["dense_macs"], fqn=data["fqn"], within=tuple(data["within"]), geometry=data["geometry"],
+        joined=tuple(from_json(x) for x in data["joined"]),
     )  # fmt: skip
 
 

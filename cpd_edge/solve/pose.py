@@ -86,7 +86,7 @@ def problem_from(
         table: measured latencies; groups it knows but `importance` does not stay dense.
         importance: expected loss of each unit, by group, and of regions that run in other ways.
         limit_ms: latency limit [ms]; infinite where only other limits hold.
-        max_candidates: most widths to choose from, per group.
+        max_candidates: most widths to choose from, per group; those at which regions elsewhere run otherwise are not.
         at_most: widest width allowed by group, such as what a previous round kept.
         at_least: narrowest width allowed by group, where scores are not to be trusted further.
         multiple_of: what widths below the widest are multiples of.
@@ -108,7 +108,9 @@ def problem_from(
         high = min(high, (at_most or {}).get(group, high))
         low = max(low, (at_least or {}).get(group, low))
         multiple = multiple_of if len(values) > 1 else 1
-        candidates[group] = candidate_widths(min(low, high), high, max_candidates, multiple)
+        widths = candidate_widths(min(low, high), high, max_candidates, multiple)
+        alone = np.logical_and.reduce([t.contained(group, widths) for t in tables])
+        candidates[group] = widths[alone] if alone.any() else widths
         whole = np.asarray(values, np.float64)
         loss[group] = losses(whole, candidates[group]) if len(values) > 1 else whole * (1 - candidates[group])
     load, sums = measured(table, candidates)

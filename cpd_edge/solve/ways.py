@@ -14,6 +14,7 @@ from math import prod
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from cpd_edge.errors import TableError
 from cpd_edge.layout import Widths, size
@@ -51,6 +52,9 @@ class Table(Protocol):
 
     def points(self, name: str, widths: Mapping[str, Ints]) -> Floats:
         """Latency of a region at equally long width vectors [ms]."""
+
+    def contained(self, group: str, widths: Ints) -> npt.NDArray[np.bool_]:
+        """Which widths of a group change the cost of no region but those that read or write it `[widths]`."""
 
 
 @dataclass(frozen=True)

@@ -275,6 +275,19 @@ def test_single_operations_are_valid_models_of_their_own() -> None:
     assert single_operations(twice, {"again"})["again"] == alone["node_conv2d_2"]
 
 
+def test_what_is_joined_is_followed_to_the_convolutions_it_comes_from() -> None:
+    """A sum runs in a runtime's own format only where all that it adds does: what those convolutions read is known.
+
+    What a region convolves itself is not among it; a pool, which has no weights, depends on what it pools.
+    """
+    regions = {r.name: r for r in find_regions(network(), layouts(activations=False))}
+    assert {name: r.joined for name, r in regions.items() if r.joined} == {
+        "node_conv2d_2": (A,),
+        "node_cat": (B, A, RGB),
+        "node_mean": (C,),
+    }
+
+
 def test_an_empty_model_is_refused() -> None:
     """A model without nodes has no regions to name."""
     with pytest.raises(ModelError, match="no nodes"):

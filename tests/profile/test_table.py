@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from formula_runtime import GROUPS, KEY, REGIONS, Device, build, measured, truth_ms
+from formula_runtime import GROUPS, KEY, REGIONS, A, Device, build, measured, truth_ms
 
 from cpd_edge.errors import TableError
 from cpd_edge.layout import size
@@ -107,6 +107,27 @@ def test_what_exceeds_a_cache_costs_more_from_there_on() -> None:
         told = table.region_ms("three", {"d": width, "b": 32, "c": 32})
         assert table.bend.exponent == pytest.approx(1.0, abs=0.02)
         assert told == pytest.approx(past_a_cache_ms(knee[4], {**GROUPS, "d": width}), rel=0.08)
+
+
+def joining_ms(region: Region, widths: Mapping[str, int]) -> float:
+    """As usual, but the fourth region takes longer where it or what is joined to it reads no multiple of 4 channels."""
+    odd = any(widths[g] % 4 != 0 and widths[g] >= 16 for g in "ad")
+    return truth_ms(region, widths) + 0.3 * (region.name == "four" and odd)
+
+
+def test_a_region_costs_more_where_what_it_joins_comes_in_another_format() -> None:
+    """A group that it neither reads nor writes decides it; the other widths of that group leave all as it is."""
+    joining = tuple(replace(r, joined=(A,)) if r.name == "four" else r for r in REGIONS)
+    device = Device(cost_ms=joining_ms)
+    here = {"make_runner": device.make_runner, "key": KEY, "clock": device.clock}
+    table = profile(build, joining, GROUPS, samples=40, holdout=8, repeats=5, **here)  # type: ignore[arg-type]
+    for a, more in ((8, 0.0), (15, 0.0), (24, 0.0), (25, 0.3), (30, 0.3), (32, 0.0)):
+        assert table.predict({"a": a, "b": 32, "c": 32, "d": 64}) == pytest.approx(
+            0.03 + sum(truth_ms(r, {"a": a, "b": 32, "c": 32, "d": 64}) for r in REGIONS) + more, rel=0.04
+        )
+    contained = table.contained("a", np.asarray([8, 15, 16, 17, 24, 30, 32]))
+    assert contained.tolist() == [True, True, True, False, True, False, True]
+    assert table.contained("b", np.arange(1, 65)).all()
 
 
 def test_what_takes_no_time_has_none() -> None:

@@ -187,6 +187,9 @@ class Formula:
         self.regions, self.ranges, self.fixed_ms, self.pace = regions, ranges, 0.25, pace
         self.bend = STRAIGHT
 
+    def contained(self, group: str, widths: np.ndarray) -> np.ndarray:
+        return np.ones(len(widths), bool)
+
     def points(self, name: str, widths: Mapping[str, np.ndarray]) -> np.ndarray:
         region = next(r for r in self.regions if r.name == name)
         rows = list(zip(*widths.values(), strict=True)) or [()]

@@ -162,6 +162,9 @@ class TrueCost:
             out.append(0.1 + 0.02 * read * write)
         return np.asarray(out)
 
+    def contained(self, group: str, widths: np.ndarray) -> np.ndarray:
+        return np.ones(len(widths), bool)
+
 
 def region(name: str, reads: Layout, writes: Layout) -> Region:
     return Region(name, "Conv", (name,), reads, writes, (writes, reads), 0)
@@ -195,6 +198,17 @@ def test_concats_of_many_groups_are_never_underestimated(parts: int) -> None:
             true += float(table.points(r.name, here)[0])
         assert true <= problem.latency_ms(choice) * (1 + 1e-9)
     assert found.latency_ms <= 0.6 * dense
+
+
+def test_widths_at_which_regions_elsewhere_run_otherwise_are_not_offered() -> None:
+    """What a region costs over its own groups is then the whole of it; where no width would be left, all are."""
+    table, importance = dense_block(3)
+    table.contained = lambda group, widths: (widths % 4 == 0) | (group != "g1") | (widths == 32)  # type: ignore[method-assign]
+    problem = problem_from(table, importance, 1.0)
+    assert all(width % 4 == 0 for width in problem.candidates["g1"])
+    assert any(width % 4 for width in problem.candidates["g0"])
+    table.contained = lambda group, widths: np.zeros(len(widths), bool)  # type: ignore[method-assign]
+    assert len(problem_from(table, importance, 1.0).candidates["g1"]) == 16
 
 
 def test_three_groups_become_an_exact_grid() -> None:

@@ -46,6 +46,9 @@ class Simulated:
         self.regions, self.ranges, self.fixed_ms, self.pace = regions, RANGES, 0.2, pace
         self.bend = STRAIGHT
 
+    def contained(self, group: str, widths: np.ndarray) -> np.ndarray:
+        return np.ones(len(widths), bool)
+
     def points(self, name: str, widths: Mapping[str, np.ndarray]) -> np.ndarray:
         r = BY_NAME[name]
         ms = self.pace[name] * (0.1 + 0.01 * size(r.reads, widths) * size(r.writes, widths))
