@@ -29,7 +29,7 @@ from cpd_edge.profile.turns import Bench, Fusions, MakeRunner
 from cpd_edge.store import held, plain, write_text
 from cpd_edge.types import Region, Widths
 
-LIMIT_S, REGION_S, DENSE_RUNS, FEWEST = 45.0, 0.2, 120, 16
+LIMIT_S, REGION_S, DENSE_RUNS, FEWEST = 45.0, 0.15, 120, 16
 """Sampling ends after so long, so long for each region, and so many dense inferences; with so many fit samples."""
 FIRST_CHECK, CHECK_GROWTH = ENOUGH, 1.5
 """Held-out errors are looked at with so many samples, and each time that they have grown by this factor."""
