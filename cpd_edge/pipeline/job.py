@@ -8,44 +8,32 @@ Each stage leaves its result in the run folder before the next one begins.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
-import torch
 from torch import nn
 
 from cpd_edge import network as networks
 from cpd_edge import store
-from cpd_edge.deploy.onnx import export_onnx, finish
-from cpd_edge.deploy.parity import Parity, check_parity
+from cpd_edge.deploy.parity import Parity
 from cpd_edge.distil.train import train
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
-from cpd_edge.measure import stats
-from cpd_edge.measure.protocol import Protocol, compare, measure
-from cpd_edge.measure.runtimes import MIXED, ModelRunner
-from cpd_edge.measure.sensing import observed, sensing
-from cpd_edge.measure.site import site_of
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
-from cpd_edge.pipeline.kept import keep_bench, kept_bench
+from cpd_edge.pipeline.kept import keep_bench
 from cpd_edge.pipeline.loop import close_loop
-from cpd_edge.pipeline.mixture import ACROSS, INT8, Mixing, mixing
-from cpd_edge.pipeline.opening import open_model
+from cpd_edge.pipeline.mixture import INT8
 from cpd_edge.pipeline.plans import on_device, plan_for, plans_for
-from cpd_edge.pipeline.precision import PARITY, calibration_images
-from cpd_edge.pipeline.profiling import measured_table
+from cpd_edge.pipeline.profiling import Tables
 from cpd_edge.pipeline.quantities import counted, eased
 from cpd_edge.pipeline.refine import refined
 from cpd_edge.pipeline.request import Request
+from cpd_edge.pipeline.rig import Rig
 from cpd_edge.pipeline.steps import (
     START,
     Progress,
@@ -57,19 +45,12 @@ from cpd_edge.pipeline.steps import (
     save_student,
     teach,
 )
-from cpd_edge.pipeline.subject import Subject, made_in, save_groups
-from cpd_edge.profile.table import LatencyTable, table_folder
-from cpd_edge.solve.ways import PLAIN, Ways
-from cpd_edge.types import Comparison, Constraints, Importance, Interval, Plan
+from cpd_edge.pipeline.subject import Subject, save_groups
+from cpd_edge.profile.table import LatencyTable
+from cpd_edge.types import Constraints, Importance, Interval, Plan
 
-QUICK = Protocol(limit_s=6.0, target=0.01)
-"""Protocol of the rounds of the loop."""
-FULL = Protocol(limit_s=45.0, target=0.01, min_blocks=20)
-"""Protocol of the verdict, where the request says nothing else of it."""
 NEARLY = 0.99
 """How far a stage is at most before it ends: files are still to be written when the last of its work is told."""
-INT8_TABLE, MIXING = "table-int8.json", "mixing.json"
-"""Files of a run in mixed precision: the second table, and what beside the tables a mixture costs."""
 FIRST_SHARE = 0.4
 """Share of the distillation that the steps before the last one get together."""
 
@@ -80,23 +61,12 @@ class Job:
     def __init__(self, request: Request, run: store.Run, task: Task, progress: Progress) -> None:
         self.request, self.run, self.task, self._tell = request, run, task, progress
         self.checkpoints = run / "checkpoints"
-        self._ways: Ways | None = None
+        self.rig, self.tables = Rig(request, run, task, self.stage), Tables(request, run, self.stage)
 
     @cached_property
     def start(self) -> Student | None:
         """The student of another run that this one begins with, or None: the dense network."""
         return load_student(self.checkpoints, START)
-
-    @property
-    def protocol(self) -> Protocol:
-        """The protocol of this run's verdict."""
-        asked = {"limit_s": self.request.limit_s, "target": self.request.target}
-        return replace(FULL, **{name: value for name, value in asked.items() if value is not None})
-
-    @property
-    def across(self) -> Collection[str]:
-        """In what the dense engine and the pruned one may differ: in mixed precision, in that."""
-        return ACROSS if self.mixed else ()
 
     @contextlib.contextmanager
     def shown(self, name: str) -> Iterator[None]:
@@ -147,77 +117,20 @@ class Job:
                 self.request.runtime,
                 self.request.device,
                 self.request.precision,
-                self.images,
+                self.rig.images,
             )
             save_groups(self.run, subject)
             if subject.quantiser is not None:
                 self.run.update(quantisation=subject.quantiser.to_json())
         if not (self.run / "dense.onnx").exists():
             with self.stage("deploy"):
-                self.ship("dense", subject, subject.network)
+                self.rig.ship("dense", subject, subject.network)
         return subject
-
-    @cached_property
-    def images(self) -> npt.NDArray[np.float32] | None:
-        """What INT8 is calibrated on."""
-        integers = self.request.precision.startswith("int8") or self.mixed
-        return calibration_images(self.task, self.request.seed) if integers else None
-
-    @property
-    def mixed(self) -> bool:
-        """Whether each region has its own precision."""
-        return self.request.precision == MIXED
-
-    def ship(self, name: str, subject: Subject, network: Network, plan: Plan | None = None) -> Parity:
-        """Exports, refuses an engine that computes something else than torch, and writes NAME.onnx.
-
-        Where INT8 is shipped, what it is made of stays beside it as NAME-fp32.onnx, and must equal torch as any fp32
-        engine does: what the quantised one differs by is then rounding. In mixed precision the plan says which regions
-        are INT8, none without one.
-
-        Raises:
-            ParityError: engine and torch differ by more than the tolerance on real inputs.
-        """
-        provenance = {
-            "run": self.run.folder.name,
-            "model": self.request.model,
-            "data": self.request.data,
-            "engine": name,
-            "input": json.dumps(self.task.data.contract()),
-        }
-        variants = plan.variants if plan else {}
-        if variants:
-            provenance["precisions"] = json.dumps(dict(variants))
-        model = finish(export_onnx(network).model, provenance)
-        nodes = subject.quantised(model, plan.widths if plan else subject.widths, variants)
-        if subject.quantiser is None or (nodes is not None and not nodes):
-            (self.run / f"{name}-fp32.onnx").unlink(missing_ok=True)
-            return self.shipped(name, network, model, "fp32" if self.mixed else self.request.precision)
-        self.shipped(f"{name}-fp32", network, model, "fp32")
-        assert self.images is not None
-        quantiser = subject.quantiser.recalibrated(model, self.images, nodes)
-        return self.shipped(name, network, quantiser.ship(model, nodes), self.request.precision)
-
-    def shipped(self, name: str, network: Network, model: onnx.ModelProto, precision: str) -> Parity:
-        """Holds an engine to torch and writes it."""
-        data = bytes(model.SerializeToString())
-        images, _ = next(iter(self.task.val_loader(32)))
-        own = self.request.parity if precision == self.request.precision else None
-        with contextlib.closing(self.opened(data, precision)) as runner:
-            parity = check_parity(network, runner.outputs, images, own or PARITY[precision], name)
-        store.write_bytes(self.run / f"{name}.onnx", data)
-        return parity
 
     def already_met(self, subject: Subject) -> aim.Window | None:
         """The dense engine's window if it is inside the budget as it is."""
         budget = self.request.budget
-        if "dense_latency_ms" not in self.run.record:
-            with self.stage("dense latency") as tell, self.engine("dense") as runner:
-                found = measure(runner, "dense", QUICK, budget.quantile, progress=tell)
-            self.run.save_measurement(found)
-            interval = stats.quantile_interval(found.samples_ns / 1e6, budget.quantile)
-            self.run.update(dense_latency_ms=interval, environment=found.environment)
-        interval = outcome.interval_from(self.run.record["dense_latency_ms"])
+        interval = self.rig.dense_latency()
         limit_ms = aim.limit_of(budget, interval)
         met = budget.speedup <= 1 if budget.speedup is not None else interval.high <= limit_ms
         limits = counted(subject, self.request.constraints.limits)
@@ -225,114 +138,18 @@ class Job:
             return None
         return aim.Window(interval, interval, Interval(1.0, 1.0, 1.0, interval.n), limit_ms, "PASS")
 
-    def table(self, subject: Subject) -> LatencyTable:
-        """The latency table, measured now or reused, from the run's folder or this device's."""
-        return self.table_of(subject.all_in("fp32") if self.mixed else subject, self.run / "table.json")
-
-    def table_of(self, subject: Subject, file: Path) -> LatencyTable:
-        """The latency table of the network in one precision, see `table`."""
-        key = subject.key()
-        if file.exists():
-            known = LatencyTable.load(file)
-            if known.key == key:
-                return known
-        folder = table_folder(Path(self.request.profiles), key)
-        with self.stage("profile") as tell:
-            table = measured_table(
-                subject, key, folder, samples=self.request.samples, seed=self.request.seed, progress=tell
-            )
-            table.save(file)
-        return table
-
-    def ways(self, subject: Subject, table: LatencyTable) -> Ways:
-        """How regions may run: one way, or in mixed precision two, of which the other was measured as well."""
-        if not self.mixed:
-            return PLAIN
-        if self._ways is None:
-            integers, file = self.table_of(subject.all_in(INT8), self.run / INT8_TABLE), self.run / MIXING
-            if not file.exists():
-                with self.stage("profile both") as tell:
-                    store.write_json(file, mixing(subject, table, integers, self.request.seed, tell))
-            self._ways = Mixing(**store.read_json(file)).ways(subject, integers)
-        return self._ways
-
-    @contextlib.contextmanager
-    def engine(self, name: str) -> Iterator[ModelRunner]:
-        """An engine of the run folder, ready to time."""
-        precision = "fp32" if name.endswith("-fp32") or (self.mixed and name == "dense") else self.request.precision
-        with contextlib.closing(self.opened(self.run / f"{name}.onnx", precision)) as runner:
-            yield runner
-
-    def opened(self, model: Path | bytes, precision: str) -> ModelRunner:
-        """A model on the runtime that the run is for."""
-        asked = self.request
-        return open_model(asked.device, asked.runtime, model, threads=asked.threads, precision=made_in(precision))
-
-    def window(self, candidate: bytes, tell: Callable[[float, str], None]) -> aim.Window:
-        """Times a candidate against the dense engine by the short protocol."""
-        with self.engine("dense") as a, contextlib.closing(self.opened(candidate, self.request.precision)) as b:
-            quantile = self.request.budget.quantile
-            found = compare(a, b, ("dense", "pruned"), QUICK, quantile, progress=tell, across=self.across)
-        return aim.judge(found, self.request.budget)
-
-    def bench(self, tell: Callable[[float, str], None]) -> Comparison:
-        """Times the shipped engine against the dense one by the full protocol, and keeps the raw samples.
-
-        They come with what sensors said meanwhile: numbers of a device that slowed itself down are void.
-        """
-        quantile = self.request.budget.quantile
-        with self.engine("dense") as a, self.engine("pruned") as b, sensing(b) as sensors:
-            found = compare(a, b, ("dense", "pruned"), self.protocol, quantile, progress=tell, across=self.across)
-            seen = observed(sensors, found.b)
-        self.run.save_measurement(found.a)
-        self.run.save_measurement(found.b)
-        self.run.update(
-            environment=found.b.environment, steady=found.a.steady and found.b.steady, stop=found.b.stop,
-            throttling=seen["throttling"], void=seen["void"],
-        )  # fmt: skip
-        return found
-
-    def benched(self, step: int) -> tuple[Comparison, Parity] | None:
-        """The bench of a step's student that an earlier life of this run finished, where it holds here and now."""
-        if not (self.run / "pruned.onnx").exists():
-            return None
-        with self.engine("pruned") as runner:
-            moment = site_of([runner], time.perf_counter_ns, time.sleep).moment()
-            here = {**runner.environment, **moment, "protocol": self.protocol.words}
-        return kept_bench(self.run, self.checkpoints, step, here)
-
-    def gain(self) -> dict[str, Any]:
-        """What was gained over the dense network in fp32, by pruning and by the precision together.
-
-        The budget's own reference is the dense engine of the same precision; nothing is added where that is fp32.
-        """
-        budget, stored = self.request.budget, self.run / "dense-fp32.onnx"
-        if self.request.precision == "fp32" or self.mixed:
-            return {}
-        dense = stored if stored.exists() else self.run / "dense.onnx"
-        with contextlib.closing(self.opened(dense, "fp32")) as a:
-            with self.stage("bench") as tell, self.engine("pruned") as b:
-                names, differ = ("dense-fp32", "pruned"), ("precision", "providers")
-                found = compare(a, b, names, QUICK, budget.quantile, progress=tell, across=differ)
-            with self.stage("evaluate"):
-                metric = self.task.metric()
-                for images, targets in self.task.val_loader(128):
-                    self.task.update(metric, torch.from_numpy(a.outputs(images.numpy())), targets)
-        latency = stats.quantile_interval(found.a.samples_ns / 1e6, budget.quantile)
-        return {"fp32": {"latency_ms": latency, "speedup": found.speedup, "metric": metric.compute()}}
-
     def reachable(self, subject: Subject, table: LatencyTable) -> None:
         """Refuses a budget that no plan meets before any training.
 
         Raises:
             InfeasibleError: in the device's milliseconds.
         """
-        dense = outcome.interval_from(self.run.record["dense_latency_ms"])
+        dense = self.rig.dense_latency()
         pace, limit_ms = dense.estimate / table.predict(subject.widths), aim.limit_of(self.request.budget, dense)
         alike = Importance({name: np.ones(n) for name, n in subject.widths.items()})
-        if self.mixed:
+        if self.request.mixed:
             alike = replace(alike, otherwise={INT8: {region.name: 1.0 for region in subject.weighted}})
-        ways = self.ways(subject, table)
+        ways = self.tables.ways(subject, table)
         try:
             with self.stage("solve"):
                 plan_for(subject, table, alike, limit_ms / pace, None, self.request.constraints, ways)
@@ -342,7 +159,7 @@ class Job:
     def tried(self, subject: Subject, plan: Plan) -> aim.Window:
         """Builds a plan, untrained, and times it by the short protocol."""
         with self.stage("measure rounds") as tell:
-            return self.window(subject.build_plan(plan.kept, plan.variants), tell)
+            return self.rig.window(subject.build_plan(plan.kept, plan.variants), tell)
 
     def chosen(
         self,
@@ -358,7 +175,7 @@ class Job:
         Raises:
             InfeasibleError: no plan meets the limits.
         """
-        asked, ways = (subject, table, importance, limit_ms, student, constraints), self.ways(subject, table)
+        asked, ways = (subject, table, importance, limit_ms, student, constraints), self.tables.ways(subject, table)
         if self.request.refine == 1:
             with self.stage("solve"):
                 return plan_for(*asked, ways)
@@ -414,7 +231,7 @@ class Job:
         """A plan on the way: limits shrink geometrically from where the run begins to what is asked for."""
         dense_ms = table.predict(subject.widths)
         first_ms = self.start.plan.predicted_ms if self.start else dense_ms
-        dense = outcome.interval_from(self.run.record["dense_latency_ms"])
+        dense = self.rig.dense_latency()
         last_ms = aim.table_limit_ms(aim.limit_of(self.request.budget, dense), dense.estimate / dense_ms, 0.0)
         share = (index + 1) / total
         target_ms, pace = first_ms ** (1 - share) * last_ms**share, dense.estimate / dense_ms
@@ -467,12 +284,12 @@ class Job:
 
     def judged(self, subject: Subject, student: Student, step: int) -> tuple[aim.Window, Parity]:
         """Ships a step's student and times it by the full protocol, unless that was done before the run was stopped."""
-        done = self.benched(step)
+        done = self.rig.benched(step)
         if done is None:
             with self.stage("deploy"):
-                parity = self.ship("pruned", subject, student.network, student.plan)
+                parity = self.rig.ship("pruned", subject, student.network, student.plan)
             with self.stage("bench") as tell:
-                done = self.bench(tell), parity
+                done = self.rig.bench(tell), parity
             keep_bench(self.run, self.checkpoints, step, *done)
         found, parity = done
         return aim.judge(found, self.request.budget), parity

@@ -27,7 +27,7 @@ from cpd_edge.pipeline.quantities import FILE_SIZE, counted, macs
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import Student
 from cpd_edge.pipeline.subject import Subject, comb_record
-from cpd_edge.profile.regions import Attribution
+from cpd_edge.profile.attribution import Attribution
 from cpd_edge.profile.table import LatencyTable
 from cpd_edge.report import write as write_report
 from cpd_edge.types import Interval, Plan, Region
@@ -114,7 +114,7 @@ def write(job: Job, subject: Subject, table: LatencyTable, student: Student, win
         profile=_profile_record(table, report),
         history=[{**row, "predicted_ms": on_device(row["predicted_ms"])} for row in student.history],
         rounds=len(run.record.get("round_log", [])),
-        **(mixture(subject, plan) if job.mixed else {}),
+        **(mixture(subject, plan) if job.request.mixed else {}),
         **_ratios(subject, student),
         **comb_record(subject.combed, plan.keep),
         **quality,
@@ -167,7 +167,7 @@ def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
         quantiles=quantiles,
         checks=checks,
         precision=job.request.precision,
-        **job.gain(),
+        **job.rig.gain(),
         hashes={f: hashlib.sha256((run / f).read_bytes()).hexdigest() for f in files},
         input=job.task.data.contract(),
         size_bytes={n: (run / f"{n}.onnx").stat().st_size for n in ("dense", "pruned")},
@@ -218,7 +218,7 @@ def _quality(job: Job) -> dict[str, Any]:
 
 def _engine_metric(job: Job, name: str) -> Metric:
     metric = job.task.metric()
-    with job.engine(name) as runner:
+    with job.rig.engine(name) as runner:
         for images, targets in job.task.val_loader(128):
             job.task.update(metric, torch.from_numpy(runner.outputs(images.numpy())), targets)
     return metric
@@ -253,7 +253,7 @@ def _layers(job: Job, subject: Subject, table: LatencyTable, plan: Plan) -> dict
 
     Of regions that the runtime runs as one kernel, the first has the time of all.
     """
-    times, rest, widths, ways = {}, {}, plan.widths, job.ways(subject, table)
+    times, rest, widths, ways = {}, {}, plan.widths, job.tables.ways(subject, table)
 
     def stays(region: Region) -> bool:
         return all(widths.get(branch, 1) for branch in region.within)
@@ -282,7 +282,7 @@ def _layers(job: Job, subject: Subject, table: LatencyTable, plan: Plan) -> dict
             "predicted_ms": pace * sum(
                 ways.region_ms(table, name, at, plan.variants) for name in together.get(r.name, (r.name,))
             ),
-            **({"precision": ways.of(r.name, plan.variants)} if job.mixed and stays(r) else {}),
+            **({"precision": ways.of(r.name, plan.variants)} if job.request.mixed and stays(r) else {}),
         }
         for r in subject.regions
     ]  # fmt: skip
@@ -316,7 +316,7 @@ def _checks(
         dense = quantity.at(subject.widths)
         detail = f"{used:,.0f} {quantity.unit}".strip() + f" of {most:,.0f} allowed, {dense:,.0f} when dense"
         rows.append((f"{quantity.name} inside its limit", used <= most, detail))
-    if job.mixed:
+    if job.request.mixed:
         kernels, chosen = str(job.run.record["environment"].get("layers", "")), mixture(subject, plan)["mixture"]
         counts = dict(part.split(" ")[:2] for part in kernels.split(", ")) if kernels else {}
         detail = f"{len(chosen['int8'])} of {chosen['of']} regions are to be int8, kernels say {kernels or 'nothing'}"

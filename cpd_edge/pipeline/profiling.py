@@ -1,4 +1,4 @@
-"""The latency table of a subject: measured all over the ranges, and where a solver's plans for it lie."""
+"""The latency tables of a subject: measured all over the ranges, and where a solver's plans for it lie."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpd_edge import store
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.layout import Widths
 from cpd_edge.measure.runtimes import TENSORRT
+from cpd_edge.pipeline.mixture import INT8, Mixing, mixing
 from cpd_edge.pipeline.plans import posed
+from cpd_edge.pipeline.request import Request
+from cpd_edge.pipeline.rig import Stage
 from cpd_edge.pipeline.subject import Subject
 from cpd_edge.profile.draws import Looks
 from cpd_edge.profile.sample import profile
-from cpd_edge.profile.table import LatencyTable
+from cpd_edge.profile.table import LatencyTable, table_folder
 from cpd_edge.score.importance import magnitude
 from cpd_edge.solve.milp import solve
+from cpd_edge.solve.ways import PLAIN, Ways
 from cpd_edge.types import Constraints
 
+INT8_TABLE, MIXING = "table-int8.json", "mixing.json"
+"""Files of a run in mixed precision: the second table, and what beside the tables a mixture costs."""
 ISOLATED_S = 5.0
 """Time spent on the isolated baseline of a table, where an engine for one operation is made in no time."""
 SHARES, LOOK_S, ROUGHLY = (0.7, 0.5, 0.3), 2.0, 0.02
@@ -70,4 +77,49 @@ def looks_of(subject: Subject) -> Looks:
     return looks
 
 
-__all__ = ["looks_of", "measured_table"]
+class Tables:
+    """The latency tables of a run: one, or in mixed precision two and what mixing them costs.
+
+    Args:
+        request: the settings.
+        run: the folder that keeps them.
+        stage: times measuring.
+    """
+
+    def __init__(self, request: Request, run: store.Run, stage: Stage) -> None:
+        self.request, self.run, self.stage = request, run, stage
+        self._ways: Ways | None = None
+
+    def table(self, subject: Subject) -> LatencyTable:
+        """The latency table, measured now or reused, from the run's folder or this device's."""
+        return self.table_of(subject.all_in("fp32") if self.request.mixed else subject, self.run / "table.json")
+
+    def table_of(self, subject: Subject, file: Path) -> LatencyTable:
+        """The latency table of the network in one precision, see `table`."""
+        key = subject.key()
+        if file.exists():
+            known = LatencyTable.load(file)
+            if known.key == key:
+                return known
+        folder = table_folder(Path(self.request.profiles), key)
+        with self.stage("profile") as tell:
+            table = measured_table(
+                subject, key, folder, samples=self.request.samples, seed=self.request.seed, progress=tell
+            )
+            table.save(file)
+        return table
+
+    def ways(self, subject: Subject, table: LatencyTable) -> Ways:
+        """How regions may run: one way, or in mixed precision two, of which the other was measured as well."""
+        if not self.request.mixed:
+            return PLAIN
+        if self._ways is None:
+            integers, file = self.table_of(subject.all_in(INT8), self.run / INT8_TABLE), self.run / MIXING
+            if not file.exists():
+                with self.stage("profile both") as tell:
+                    store.write_json(file, mixing(subject, table, integers, self.request.seed, tell))
+            self._ways = Mixing(**store.read_json(file)).ways(subject, integers)
+        return self._ways
+
+
+__all__ = ["INT8_TABLE", "MIXING", "Tables", "looks_of", "measured_table"]

@@ -114,10 +114,15 @@ class Request:
     target: float | None = None
     profiles: str = field(default_factory=lambda: str(tables_root()))
 
+    @property
+    def mixed(self) -> bool:
+        """Whether each region has its own precision."""
+        return self.precision == MIXED
+
     def __post_init__(self) -> None:
         require_known(self.runtime)
         require_device(self.device, self.runtime)
-        if self.precision == MIXED:
+        if self.mixed:
             require_mixed(self.runtime)
             self._require_nats()
         else:
@@ -161,7 +166,7 @@ class Request:
         Raises:
             UsageError: says what to give.
         """
-        if self.precision == MIXED:
+        if self.mixed:
             raise UsageError(
                 f"{what} takes one precision at a time, not {MIXED}",
                 hint="give --precision fp32, then --precision int8",

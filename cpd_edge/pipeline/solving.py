@@ -15,11 +15,11 @@ from cpd_edge.intake.tasks import Task, load_task
 from cpd_edge.measure.runtimes import MIXED
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim
-from cpd_edge.pipeline.job import INT8_TABLE, MIXING
 from cpd_edge.pipeline.mixture import Mixing
 from cpd_edge.pipeline.outcome import interval_from, macs_at, mixture
 from cpd_edge.pipeline.plans import SOLVE_S, on_device, posed
 from cpd_edge.pipeline.precision import calibration_images
+from cpd_edge.pipeline.profiling import INT8_TABLE, MIXING
 from cpd_edge.pipeline.quantities import counted
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.sensitivity import sensitivities

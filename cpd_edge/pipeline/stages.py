@@ -19,7 +19,8 @@ from cpd_edge.intake.tasks import Task, check_model, load_task
 from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
-from cpd_edge.pipeline.job import INT8_TABLE, MIXING, Job
+from cpd_edge.pipeline.job import Job
+from cpd_edge.pipeline.profiling import INT8_TABLE, MIXING
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import START, Progress, Student, plan_from_json, save_student
 from cpd_edge.report import write as write_report
@@ -141,7 +142,7 @@ def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Networ
     if met is not None:
         outcome.write_already_met(job, subject, met)
         return subject.network
-    table = job.table(subject)
+    table = job.tables.table(subject)
     if not any(job.checkpoints.glob("step-*")):
         job.reachable(subject, table)
     student = job.start

@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from cpd_edge.errors import CpdError
 from cpd_edge.measure.shapes import float_shapes
 from cpd_edge.measure.site import times_ms
-from cpd_edge.profile.regions import Attribution, node_name
+from cpd_edge.profile.attribution import Attribution
+from cpd_edge.profile.regions import node_name
 from cpd_edge.types import Widths
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ import onnx
 
 from cpd_edge.errors import CpdError
 from cpd_edge.profile import isolated
+from cpd_edge.profile.attribution import Attribution
 from cpd_edge.profile.draws import Looks, draws, further
 from cpd_edge.profile.library import Library
-from cpd_edge.profile.regions import Attribution
 from cpd_edge.profile.table import ENOUGH, FORMAT, LatencyTable, Sample
 from cpd_edge.profile.turns import Bench, Fusions, MakeRunner
 from cpd_edge.store import held, plain, write_text

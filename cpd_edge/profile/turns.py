@@ -15,7 +15,7 @@ from scipy.stats import trim_mean
 
 from cpd_edge.errors import TableError
 from cpd_edge.measure.site import Pace, Site, site_of
-from cpd_edge.profile.regions import Attribution, Kernel, Times
+from cpd_edge.profile.attribution import Attribution, Kernel, Times
 from cpd_edge.profile.table import Sample
 from cpd_edge.types import Widths
 

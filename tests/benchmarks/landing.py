@@ -34,7 +34,7 @@ def landed(subject: Subject, request: Request, folder: Path) -> dict[str, Any]:
     job = Job(request, run, no_task, lambda stage, fraction, text: None)
     store.write_bytes(run / "dense.onnx", subject.build(subject.widths))
     job.already_met(subject)
-    table = job.table(subject)
+    table = job.tables.table(subject)
     plan = close_loop(job, subject, table, scores(subject.combed, None, request), None, "landing")
     rounds = run.record["round_log"]
     off = [row["measured"]["high"] / row["limit_ms"] - 1 for row in rounds if row["verdict"] == "PASS"]

@@ -129,15 +129,15 @@ def run(
 
 def hasten() -> None:
     """Short measurements, and a checkpoint after every training step."""
-    from cpd_edge.pipeline import job, profiling, steps
+    from cpd_edge.pipeline import profiling, rig, steps
     from cpd_edge.profile import turns
 
-    job.QUICK = replace(job.QUICK, limit_s=0.4, warmup_s=0.02, target=0.5, min_blocks=3, block_s=0.01)
-    job.FULL = replace(job.FULL, limit_s=0.8, warmup_s=0.02, target=0.5, min_blocks=6, block_s=0.01)
+    rig.QUICK = replace(rig.QUICK, limit_s=0.4, warmup_s=0.02, target=0.5, min_blocks=3, block_s=0.01)
+    rig.FULL = replace(rig.FULL, limit_s=0.8, warmup_s=0.02, target=0.5, min_blocks=6, block_s=0.01)
     profiling.ISOLATED_S = 0.2
     turns.HELD_OUT_S, turns.PROFILED_S = turns.TURNS_S, 0.05
     doctor: Any = import_module("cpd_edge.measure.doctor")
-    doctor.doctor, doctor.doctor_there = (partial(f, protocol=job.FULL) for f in (doctor.doctor, doctor.doctor_there))
+    doctor.doctor, doctor.doctor_there = (partial(f, protocol=rig.FULL) for f in (doctor.doctor, doctor.doctor_there))
     steps.distil = partial(steps.distil, save_every_s=0.0)
 
 

@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cpd_edge.deploy.readable import OPSET, misfit, readable
-from cpd_edge.profile.regions import Attribution, find_regions
+from cpd_edge.profile.attribution import Attribution
+from cpd_edge.profile.regions import find_regions
 
 SHAPE = [2, 3, 4, 6]
 

@@ -88,7 +88,7 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         if not (tmp_path / "run.json").exists():
             Run.create(tmp_path, request.to_json()).update(dense_latency_ms=device.interval(10.0 * device.pace))
         job = Job(request, Run(tmp_path), SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
-        monkeypatch.setattr(job, "window", lambda data, *_, **__: device.window(int(data), budget))
+        monkeypatch.setattr(job.rig, "window", lambda data, *_, **__: device.window(int(data), budget))
         plan = close_loop(job, subject, Table(), Importance({}), None, "step-0")  # type: ignore[arg-type]
         return plan, Run(tmp_path).record["round_log"]
 

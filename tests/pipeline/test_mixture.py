@@ -26,7 +26,7 @@ from cpd_edge.intake.models import RandomWeightsWarning, load_model
 from cpd_edge.intake.sets import user_loaders
 from cpd_edge.intake.tasks import Task
 from cpd_edge.measure.runners import OnnxRunner
-from cpd_edge.pipeline import Request, job, mixture, profiling, run
+from cpd_edge.pipeline import Request, mixture, profiling, rig, run
 from cpd_edge.pipeline.mixture import conversion, followers, passages, under_pressure
 from cpd_edge.pipeline.sensitivity import sensitivities
 from cpd_edge.pipeline.solving import solve
@@ -236,7 +236,7 @@ def folder(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("QUICK", "FULL"):
-            patch.setattr(job, name, replace(getattr(job, name), limit_s=2.0))
+            patch.setattr(rig, name, replace(getattr(rig, name), limit_s=2.0))
         patch.setattr(mixture, "BRIEF", replace(mixture.BRIEF, limit_s=0.3, warmup_s=0.05, min_blocks=3))
         patch.setattr(mixture, "DRAWN", 3)
         patch.setattr(profiling, "ISOLATED_S", 0.0)

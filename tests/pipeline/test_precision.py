@@ -15,7 +15,7 @@ from cpd_edge.deploy.quantize import is_quantised
 from cpd_edge.errors import EnvironmentMismatch
 from cpd_edge.intake.models import RandomWeightsWarning, load_model
 from cpd_edge.intake.tasks import load_task
-from cpd_edge.pipeline import job
+from cpd_edge.pipeline import rig
 from cpd_edge.pipeline.precision import calibration_images, require_computed
 from cpd_edge.pipeline.subject import Subject
 from cpd_edge.profile.sample import profile
@@ -37,7 +37,7 @@ def pruned(shell: Shell) -> tuple[Run, Done]:
     """A run in INT8, and what its command printed."""
     with pytest.MonkeyPatch.context() as patch:  # no width of an interval is asserted here
         for name in ("QUICK", "FULL"):
-            patch.setattr(job, name, replace(getattr(job, name), limit_s=2.0))
+            patch.setattr(rig, name, replace(getattr(rig, name), limit_s=2.0))
         done = shell(*PRUNE, "--speedup", "1.02", "--precision", "int8", *QUICK, "--out", "int8", "--json")
     assert done.code in (0, 1, 3), done.err
     return Run(shell.folder / "int8"), done

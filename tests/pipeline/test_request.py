@@ -10,9 +10,10 @@ import pytest
 
 from cpd_edge.errors import StoreError
 from cpd_edge.measure.devices import Device, add
-from cpd_edge.pipeline.job import FULL, Job
+from cpd_edge.pipeline.job import Job
 from cpd_edge.pipeline.outcome import limits_of
 from cpd_edge.pipeline.request import Request
+from cpd_edge.pipeline.rig import FULL
 from cpd_edge.types import Budget
 
 HALF = Budget(speedup=2)
@@ -55,5 +56,5 @@ def test_the_final_bench_is_as_long_as_asked_for(asked: dict[str, float], limit_
     """What is not said is as ever, and the rest of the protocol always is; the record holds what was said."""
     request = Request("m.py:net", "digits", HALF, **asked)  # type: ignore[arg-type]
     job = Job(request, Path("run"), SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
-    assert job.protocol == replace(FULL, limit_s=limit_s, target=target)
+    assert job.rig.protocol == replace(FULL, limit_s=limit_s, target=target)
     assert request.to_json().items() >= asked.items() and Request.from_json(request.to_json()) == request

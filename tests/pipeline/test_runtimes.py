@@ -13,7 +13,8 @@ from cpd_edge.intake.models import RandomWeightsWarning, load_model
 from cpd_edge.measure.runners import Kernel
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.subject import Subject
-from cpd_edge.profile.regions import Attribution, find_regions
+from cpd_edge.profile.attribution import Attribution
+from cpd_edge.profile.regions import find_regions
 from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable, table_folder
 from cpd_edge.types import Budget

@@ -16,7 +16,7 @@ from cpd_edge.measure import Disturbance, Protocol, SimulatedDevice, compare, me
 from cpd_edge.measure.runners import Kernel
 from cpd_edge.measure.simulated_runtime import SimulatedRuntime
 from cpd_edge.pipeline.subject import Subject
-from cpd_edge.profile.regions import Attribution
+from cpd_edge.profile.attribution import Attribution
 from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable
 from cpd_edge.score.importance import magnitude

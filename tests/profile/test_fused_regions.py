@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from cpd_edge.layout import Leaf
-from cpd_edge.profile.regions import Attribution
+from cpd_edge.profile.attribution import Attribution
 from cpd_edge.profile.table import LatencyTable, Sample
 from cpd_edge.types import Region
 

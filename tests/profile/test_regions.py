@@ -15,8 +15,9 @@ from cpd_edge.errors import ModelError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum
 from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.measure.shapes import infer_shapes
+from cpd_edge.profile.attribution import Attribution
 from cpd_edge.profile.isolated import predict, single_operations
-from cpd_edge.profile.regions import Attribution, attribute, find_regions, signature
+from cpd_edge.profile.regions import find_regions, signature
 from cpd_edge.profile.table import Sample
 
 A, B, C = Leaf("a", 8), Leaf("b", 16), Leaf("c", 16)
@@ -150,7 +151,7 @@ def test_fused_and_renamed_kernels_find_their_region() -> None:
     """Names of nodes, of values, with prefixes, suffixes and tokens lead home; layout changes go to a neighbour."""
     model = network()
     regions = find_regions(model, layouts(activations=True))
-    ms, rest = attribute(
+    times = Attribution.of(regions, model).times(
         kernels(
             ("relu_nchwc", "Conv", 1.0),  # conv, batch norm and relu, after the value
             ("ReorderOutput_token_9", "ReorderOutput", 0.25),  # back: for what follows, which lacks the layout
@@ -166,10 +167,9 @@ def test_fused_and_renamed_kernels_find_their_region() -> None:
             ("node_linear/MatMulAddFusion/", "Gemm", 128.0),
             ("conv2d_77", "Conv", 256.0),
             ("Memcpy", "Memcpy", 512.0),
-        ),
-        regions,
-        model,
+        )
     )
+    ms, rest = times.ms, times.unattributed_ms
     assert ms == {
         "node_conv2d": 1.125, "node_conv2d_1": 2.75, "node_conv2d_2": 4.125, "node_cat": 8.0, "node_conv2d_3": 16.0,
         "node_conv2d_4": 32.0, "node_mean": 64.0, "node_linear": 128.0,

@@ -10,7 +10,7 @@ import pytest
 
 from cpd_edge.measure.inputs import RING
 from cpd_edge.measure.runners import Kernel
-from cpd_edge.profile.regions import Attribution, Times
+from cpd_edge.profile.attribution import Attribution, Times
 from cpd_edge.profile.turns import Bench
 
 DENSE_MS = 4.0
