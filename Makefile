@@ -70,6 +70,10 @@ bench: $(VENV)/.all ## time the code itself (solver, statistics, report)
 fidelity: $(VENV)/.all ## predicted beside measured latency of whole networks: writes reports/fidelity; an hour, a quiet machine
 	$(BIN)/python tests/benchmarks/fidelity_run.py --out reports/fidelity $(FIDELITY)
 
+.PHONY: landing
+landing: $(VENV)/.all ## how near builds land to their budgets: writes reports/landing; ten minutes, a quiet machine
+	$(BIN)/python tests/benchmarks/landing.py torchvision:resnet18 torchvision:mobilenet_v2 --out reports/landing
+
 .PHONY: compare-solvers
 compare-solvers: $(VENV)/.all ## the exact choice beside the baselines on drawn problems: writes reports/solver
 	$(BIN)/python tests/benchmarks/solver_report.py
