@@ -20,6 +20,9 @@ from cpd_edge.types import Budget, Comparison, Interval, Verdict
 AIM = 0.975
 """Share of the limit that is aimed at: the upper end of the interval must be inside too."""
 
+NOTHING = 1e-6
+"""Share of the limit that is still solved for where builds took all of it beyond their predictions."""
+
 LEEWAY = 1.05
 """How far above the floor a limit is that can be asked for."""
 
@@ -98,8 +101,12 @@ def _down(ratio: float) -> str:
 
 
 def table_limit_ms(limit_ms: float, pace: float, delta_ms: float, share: float = AIM) -> float:
-    """The limit to solve for, in the table's milliseconds."""
-    return limit_ms * share / pace - delta_ms
+    """The limit to solve for, in the table's milliseconds.
+
+    Where builds took so much beyond their predictions that nothing is left of it, it is next to nothing: no plan meets
+    that, and the solver says what holds it up.
+    """
+    return max(limit_ms * share / pace - delta_ms, NOTHING * limit_ms / pace)
 
 
 def delta_of(window: Window, pace: float, predicted_ms: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
@@ -50,12 +51,14 @@ class Mixing:
         pace: milliseconds of the fp32 table over those of the int8 table.
         each_ms, element_ms: to convert a value between the two, and each number in it [ms].
         measured: a row for each network: values converted, milliseconds of the tables alone, and measured.
+        between: keys of the two tables.
     """
 
     pace: float
     each_ms: float
     element_ms: float
     measured: tuple[Mapping[str, float], ...] = ()
+    between: tuple[Mapping[str, Any], ...] = ()
 
     def ways(self, subject: Subject, table: LatencyTable) -> Ways:
         """How the network's regions may run, given the int8 table."""
@@ -182,7 +185,7 @@ def mixing(
             )
             tell((i + 1) / len(drawn), f"network {i + 1} of {len(drawn)}")
     each_ms, element_ms = conversion(rows)
-    return Mixing(pace, each_ms, element_ms, tuple(rows))
+    return Mixing(pace, each_ms, element_ms, tuple(rows), (floats.key, integers.key))
 
 
 def conversion(rows: list[dict[str, float]]) -> tuple[float, float]:

@@ -115,10 +115,12 @@ class Tables:
             return PLAIN
         if self._ways is None:
             integers, file = self.table_of(subject.all_in(INT8), self.run / INT8_TABLE), self.run / MIXING
-            if not file.exists():
+            found = Mixing(**store.read_json(file)) if file.exists() else None
+            if found is None or list(found.between) != store.plain([table.key, integers.key]):
                 with self.stage("profile both") as tell:
-                    store.write_json(file, mixing(subject, table, integers, self.request.seed, tell))
-            self._ways = Mixing(**store.read_json(file)).ways(subject, integers)
+                    found = mixing(subject, table, integers, self.request.seed, tell)
+                store.write_json(file, found)
+            self._ways = found.ways(subject, integers)
         return self._ways
 
 

@@ -12,7 +12,6 @@ from cpd_edge import store
 from cpd_edge.comb import comb
 from cpd_edge.errors import DataError, InfeasibleError, TableError, UsageError
 from cpd_edge.intake.tasks import Task, load_task
-from cpd_edge.measure.runtimes import MIXED
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.mixture import Mixing
@@ -50,7 +49,7 @@ def solve(
     run = store.Run(folder)
     typed = {f"max_{name}": most for name, most in vars(limits or Limits()).items() if most is not None}
     request = replace(Request.from_json(run.record["request"]), **typed)
-    mixed = request.precision == MIXED
+    mixed = request.mixed
     if mixed and also:
         raise UsageError("--also with a run in mixed precision: a table is of one precision", hint="leave --also out")
     if not all((run / name).exists() for name in ("table.json", *((INT8_TABLE, MIXING) if mixed else ()))):
@@ -111,8 +110,8 @@ def solve(
 
 def _subject(request: Request, network: Network, task: Task | None) -> Subject:
     """The dense network, as its run had it."""
-    images = calibration_images(task, request.seed) if task and request.precision == MIXED else None
-    precision = MIXED if request.precision == MIXED else "fp32"
+    images = calibration_images(task, request.seed) if task and request.mixed else None
+    precision = request.precision if request.mixed else "fp32"
     shape = network.input_shape
     return Subject.of(network, shape, request.threads, request.runtime, request.device, precision, images)
 

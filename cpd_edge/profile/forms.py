@@ -48,7 +48,7 @@ EXTRAS = (
     *(Extra(side, "indivisible", by) for side in ("reads", "writes") for by in (4, 8, 16)),
     *(Extra(side, "indivisible", 4, 16) for side in ("reads", "writes")),
     *(Extra("parts", "indivisible", by) for by in (4, 16)),
-    *(Extra("joined", "indivisible", by, least) for by, least in ((4, 0), (4, 16), (16, 0))),
+    *(Extra("joined", "indivisible", by, least) for by, least in ((4, 8), (4, 16), (16, 16))),
     *(Extra(side, "below", 16) for side in ("reads", "writes")),
     *(Extra(side, "beyond", 1 << power) for side in ("reads", "writes", "weight") for power in range(15, 22)),
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 A folder a model is the store (see `sample`); the library reads the finished tables of one environment. Two regions
 match when nothing that fixes their cost differs: operator, attributes, dense shapes, what is fused, and how their
-extents are made of axes. Names do not count.
+extents are made of axes. Names do not count, nor does what they join: a fit is read with what this network joins.
 """
 
 from __future__ import annotations
@@ -87,36 +87,27 @@ class Library:
         """
         found = {}
         for region in regions:
-            told = [source.told(region, here) for source in self._by_signature.get(region_signature(region), ())]
+            told = [_scaled(model, region, here) for model in self._by_signature.get(region_signature(region), ())]
             if told:
                 found[region.name] = min(told, key=lambda t: t[0])[1]
         return found
 
     @cached_property
-    def _by_signature(self) -> dict[str, list[_Source]]:
-        found: dict[str, list[_Source]] = {}
+    def _by_signature(self) -> dict[str, list[Model]]:
+        found: dict[str, list[Model]] = {}
         for table in self.tables:
             together = {name for names in table.fused for name in names}
             for region in table.regions:
                 model = table.models[region.name]
                 if region.geometry and region.name not in together and any(model.coefficients):
-                    found.setdefault(region_signature(region), []).append(_Source(region, model))
+                    found.setdefault(region_signature(region), []).append(model)
         return found
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A region of another network, and its fit there."""
-
-    region: Region
-    model: Model
-
-    def told(self, region: Region, here: Samples) -> tuple[float, Model]:
-        """How far its model is off a region of the same signature, and that model, scaled to the samples here."""
-        mine = dict(zip(region_axes(region), region_axes(self.region), strict=True))
-        ms = here.ms[region.name]
-        widths = {mine[axis]: values for axis, values in here.widths.items() if axis in mine}
-        expected = np.broadcast_to(self.model.ms(self.region, widths), ms.shape)
-        level = float(ms.sum() / max(float(expected.sum()), 1e-300))
-        off = float(np.abs(level * expected - ms).sum())
-        return off, Model(self.model.form, tuple(level * c for c in self.model.coefficients))
+def _scaled(model: Model, region: Region, here: Samples) -> tuple[float, Model]:
+    """How far a model of the same work is off this region's samples, and that model, scaled to them."""
+    ms = here.ms[region.name]
+    expected = np.broadcast_to(model.ms(region, here.widths), ms.shape)
+    level = float(ms.sum() / max(float(expected.sum()), 1e-300))
+    off = float(np.abs(level * expected - ms).sum())
+    return off, Model(model.form, tuple(level * c for c in model.coefficients))

@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import onnx
 from cpd_edge.errors import CpdError
 from cpd_edge.profile import isolated
 from cpd_edge.profile.attribution import Attribution
-from cpd_edge.profile.draws import Looks, draws, further
+from cpd_edge.profile.draws import Draw, Looks, draws, further
 from cpd_edge.profile.library import Library
 from cpd_edge.profile.table import ENOUGH, FORMAT, LatencyTable, Sample
 from cpd_edge.profile.turns import Bench, Fusions, MakeRunner
@@ -122,37 +121,32 @@ def _measured(
 ) -> LatencyTable:
     begun = started = time.perf_counter()
     library = Library.beside(folder, key) if folder is not None else Library()
-    fitted = partial(LatencyTable.fitted, key, groups, regions, elsewhere=library.known)
-    first = KNOWN_CHECK if library.share(regions) >= MOSTLY else FIRST_CHECK
-    todo = [*draws(groups, min(first, samples), holdout, seed)]
-    header = {"format": FORMAT, "key": key, "groups": dict(groups), "seed": seed}
-    header |= {"samples": samples, "holdout": holdout, "first_check": first}
-    log = _Log(folder, header)
+    header = {"format": FORMAT, "key": key, "groups": dict(groups), "seed": seed, "samples": samples}
+    log = _Log(folder, {**header, "holdout": holdout}, KNOWN_CHECK if library.share(regions) >= MOSTLY else FIRST_CHECK)
+    course = _Course(
+        todo=[*draws(groups, min(log.first_check, samples), holdout, seed)],
+        log=log,
+        fitted=partial(LatencyTable.fitted, key, groups, regions, elsewhere=library.known),
+        further=partial(further, seed=seed, looks=looks),
+        holdout=holdout,
+        most=samples + holdout,
+    )
     bench = Bench(build, make_runner, Attribution.of(regions, model), dict(groups), repeats, clock)
-    table, before_s, current, most = None, log.seconds, "", samples + holdout
+    before_s = log.seconds
     try:
         if log.samples:
             bench.fuse(log.fused)
-        for i in count():
-            if i == len(todo):
-                table = fitted(log.samples[:i], sum(log.took[:i]), log.fused)
-                more = min(round((CHECK_GROWTH - 1) * (i - holdout)), most - i)
-                if more < 1 or _good(table) or _late(log.samples[:i], sum(log.took[:i])):
-                    break
-                current = f", held-out error {table.report()['holdout_median_error']:.1%}" if holdout else ""
-                todo += further(table, more, seed, looks)
+        for i, draw in enumerate(course):
             if i >= len(log.samples):
-                sample = bench.measure(todo[i].widths, todo[i].held_out, log.samples)
+                sample = bench.measure(draw.widths, draw.held_out, log.samples)
                 log.append(sample, time.perf_counter() - started, bench.fused or ())
                 started = time.perf_counter()
             if i + 1 == len(log.samples):
-                left = _seconds_left(log.samples, log.seconds, len(todo), most)
-                tell((i + 1) / most, f"sample {i + 1} of at most {most}, about {left:.0f} s left{current}")
-            if _late(log.samples[: i + 1], sum(log.took[: i + 1])):
-                del todo[i + 1 :]
-        assert table is not None
+                tell((i + 1) / course.most, course.words)
     finally:
         bench.close()
+    table = course.table
+    assert table is not None
     if folder is not None:
         table.save(folder / "table.json")
     if isolated_seconds > 0:
@@ -164,6 +158,57 @@ def _measured(
     if folder is not None:
         table.save(folder / "table.json")
     return table
+
+
+@dataclass
+class _Course:
+    """What is measured, one network after the other, until the table is good, or time or networks run out.
+
+    It hangs on the samples alone, so one that was interrupted is taken up where it was.
+
+    Attributes:
+        todo: what is known to be measured, in order.
+        log: the samples so far; each network that is given must be there before the next is asked for.
+        fitted: the table of some samples, the seconds that they took and what is fused.
+        further: given a table and how many, what to measure next.
+        holdout: how many networks are held out.
+        most: networks at most.
+        table: of the samples at the last look; in the end, of all.
+        error: its held-out median error.
+    """
+
+    todo: list[Draw]
+    log: _Log
+    fitted: Callable[[Sequence[Sample], float, Fusions], LatencyTable]
+    further: Callable[[LatencyTable, int], Sequence[Draw]]
+    holdout: int
+    most: int
+    table: LatencyTable | None = None
+    error: float | None = None
+
+    def __iter__(self) -> Iterator[Draw]:
+        done = 0
+        while True:
+            for draw in self.todo[done:]:
+                yield draw
+                done += 1
+                if _late(self.log.samples[:done], sum(self.log.took[:done])):
+                    break
+            samples, seconds = self.log.samples[:done], sum(self.log.took[:done])
+            self.table = self.fitted(samples, seconds, self.log.fused)
+            more = min(round((CHECK_GROWTH - 1) * (done - self.holdout)), self.most - done)
+            if more < 1 or _good(self.table) or _late(samples, seconds):
+                return
+            self.error = self.table.report()["holdout_median_error"]
+            self.todo += self.further(self.table, more)
+
+    @property
+    def words(self) -> str:
+        """Where it is, how long it still takes at most, and how well the table told at the last look."""
+        done = len(self.log.samples)
+        left = _seconds_left(self.log.samples, self.log.seconds, len(self.todo), self.most)
+        current = "" if self.error is None else f", held-out error {self.error:.1%}"
+        return f"sample {done} of at most {self.most}, about {left:.0f} s left{current}"
 
 
 def _late(samples: Sequence[Sample], seconds: float) -> bool:
@@ -203,11 +248,13 @@ def reusable(
 class _Log:
     """Finished samples, kept in a file that is appended to; a torn last line is dropped.
 
-    A file whose header differs belongs to another key and is begun anew. What was fused in the dense network, which is
-    the first sample, is kept: a runtime may fuse differently when it builds that again.
+    A file whose header differs belongs to another key and is begun anew. After how many samples errors are looked at
+    first is what it was when the file was begun: other tables may have come since. What was fused in the dense network,
+    which is the first sample, is kept: a runtime may fuse differently when it builds that again.
     """
 
-    def __init__(self, folder: Path | None, header: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path | None, header: Mapping[str, Any], first_check: int) -> None:
+        self.first_check = first_check
         self.path = None if folder is None else folder / "samples.jsonl"
         self.samples: list[Sample] = []
         self.took: list[float] = []
@@ -216,8 +263,11 @@ class _Log:
             return
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]
-        if not whole or json.loads(whole[0]) != header:
-            whole = [json.dumps(header) + "\n"]
+        begun = json.loads(whole[0]) if whole else {}
+        if {**begun, "first_check": first_check} == {**header, "first_check": first_check}:
+            self.first_check = begun["first_check"]
+        else:
+            whole = [json.dumps({**header, "first_check": first_check}) + "\n"]
         if whole != lines:
             write_text(self.path, "".join(whole))
         for line in whole[1:]:

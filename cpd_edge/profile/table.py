@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpd_edge.errors import TableError
-from cpd_edge.layout import Leaf, Widths, axes, from_json, to_json
+from cpd_edge.layout import Widths, axes, from_json, to_json
 from cpd_edge.profile.doubts import least_certain
 from cpd_edge.profile.fit import Samples
 from cpd_edge.profile.forms import Extra, Fitted, Floats, Form, Fused, Ints, Model
@@ -40,6 +40,8 @@ ENOUGH = 24
 ResNet-18 after ResNet-34 on a CPU: with 12 own samples the held-out median error falls from 5.1 to 3.8 %, with 16 from
 4.6 to 3.6 %; with 24 it is 3.5 % without, 4.2 % with.
 """
+SLIGHT = 1e-3
+"""Share of the dense network that a region may cost more without a solver being kept from what makes it so."""
 AGAIN = "measure it: cpd-edge profile MODEL"
 
 
@@ -195,18 +197,23 @@ class LatencyTable:
         return ms
 
     def contained(self, group: str, widths: Ints) -> npt.NDArray[np.bool_]:
-        """Which widths of a group change the cost of no region but those that read or write it `[widths]`.
+        """Which widths of a group leave the cost of regions that neither read nor write it as it is `[widths]`.
 
-        At others a region that joins what is made of the group runs otherwise too, see `Region`.
+        At others a region that joins what is made of the group runs otherwise too, see `Region`. The dense width is
+        among them always.
         """
         fine = np.ones(len(widths), bool)
         for region in self.regions:
-            where = [layout for layout in region.joined if group in axes(layout)]
-            for extra in self.models[region.name].form.extras if where else ():
-                if extra.side == "joined":
-                    least = extra.least if all(isinstance(layout, Leaf) for layout in where) else 0
-                    fine &= (widths % extra.by == 0) | (widths < least)
+            own = (*axes(region.reads, region.writes, *region.weight), *region.within)
+            if group in axes(*region.joined) and group not in own:
+                more = self.points(region.name, {group: widths}) - self.points(region.name, {})
+                fine &= more <= SLIGHT * self._dense_ms
         return np.asarray(fine | (widths == self.groups[group]), np.bool_)
+
+    @cached_property
+    def _dense_ms(self) -> float:
+        """The sum of all regions, dense [ms]."""
+        return float(sum(self.points(r.name, {}).reshape(-1)[0] for r in self.regions))
 
     def unsure(self, networks: Sequence[Widths], count: int, known: Sequence[Widths] = ()) -> list[int]:
         """Indices of the networks, `count` of them, that it would tell least surely once `known` are measured too."""

@@ -78,7 +78,7 @@ class _Window:
     ratios: npt.NDArray[np.float64]
     reference_ms: float
     times: Times
-    switches: int
+    switches: float
     inferences: int
 
     @property
@@ -194,10 +194,11 @@ class Bench:
         theirs, ours = (np.asarray([np.median(ns) for ns in blocks[i::2]]) / 1e6 for i in (0, 1))
         once_ms = float(np.median(ours))
         repeats = self._repeats or int(np.clip(PROFILED_S * 1e3 / max(once_ms, 1e-3), FEWEST, MOST))
+        counted = sum(map(sum, blocks)) / max(sum(part.elapsed_ns for part in visits), 1)
+        switches = counted * sum(part.switches or 0 for part in visits)  # those of lead-ins do not count either
         return _Window(
-            ours / theirs, float(np.median(theirs)), self._profiled(data, repeats),
-            sum(part.switches or 0 for part in visits), sum(map(len, blocks)),
-        )  # fmt: skip
+            ours / theirs, float(np.median(theirs)), self._profiled(data, repeats), switches, sum(map(len, blocks))
+        )
 
     def _profiled(self, data: bytes, repeats: int) -> Times:
         runner = self._make_runner(data, True)

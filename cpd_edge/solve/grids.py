@@ -30,7 +30,7 @@ def left(within: Sequence[str], candidates: Mapping[str, Ints]) -> tuple[str, ..
 
 
 def grid_of(
-    name: str, dims: Sequence[Layout], at: At, candidates: Mapping[str, Ints]
+    name: str, dims: Sequence[Layout], at: At, candidates: Mapping[str, Ints], over: Sequence[str] = ()
 ) -> tuple[RegionCost, dict[str, Concat]]:
     """A region's grid: over its groups where they are few, else over sums of its dims and what is beside them.
 
@@ -41,6 +41,7 @@ def grid_of(
         dims: layouts that its cost depends on.
         at: its cost.
         candidates: widths by group; groups that are not there are dense.
+        over: groups and sums that another grid of the region has, where this one is to have the same.
     """
     names = tuple(g for g in axes(*dims) if g in candidates)
     if len(names) <= DIMS and np.prod([len(candidates[g]) for g in names]) <= GRID_LIMIT:
@@ -60,7 +61,8 @@ def grid_of(
         else:
             single += [g for g in here if g not in single]
     inside = {g for s in sums.values() for g, _ in s.parts}
-    told = _telling([g for g in single if g not in inside], at, sums, candidates)
+    beside = [g for g in single if g not in inside]
+    told = [g for g in beside if g in over] if over else _telling(beside, at, sums, candidates)
     return _binned(name, at, told, sums, candidates, names), sums
 
 

@@ -143,14 +143,17 @@ PLAIN = Ways()
 """No region has a choice."""
 
 
-def measured(table: Table, candidates: Mapping[str, Ints]) -> tuple[Load, dict[str, Concat]]:
-    """What a table says: one grid a region, and what no width changes."""
+def measured(
+    table: Table, candidates: Mapping[str, Ints], like: Sequence[RegionCost] = ()
+) -> tuple[Load, dict[str, Concat]]:
+    """What a table says: one grid a region, and what no width changes; over the same groups as grids that are given."""
+    over = {cost.name: cost.groups for cost in like}
     costs, sums = list[RegionCost](), dict[str, Concat]()
     for region in table.regions:
         within = left(region.within, candidates)
         if within is not None:
             dims, at = (region.reads, region.writes, *region.weight), partial(table.points, region.name)
-            cost, used = grid_of(region.name, dims, at, candidates)
+            cost, used = grid_of(region.name, dims, at, candidates, over.get(region.name, ()))
             costs.append(replace(cost, within=within))
             sums |= used
     return Load(tuple(costs), table.fixed_ms, table.bend), sums
@@ -171,7 +174,7 @@ def varied(
         TableError: a table of another way does not have a region, or has it over other groups.
     """
     grids = {
-        v.name: {c.name: replace(c, grid=v.pace * c.grid) for c in measured(v.table, candidates)[0].costs}
+        v.name: {c.name: replace(c, grid=v.pace * c.grid) for c in measured(v.table, candidates, load.costs)[0].costs}
         for v in ways.variants
     }
     grids[ways.plain] = {cost.name: cost for cost in load.costs}

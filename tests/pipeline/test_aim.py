@@ -32,6 +32,15 @@ def comparison(dense_ms: float, pruned_ms: float, ratio: tuple[float, float], sp
     return Comparison(a, b, speedup, "faster", 0.02)
 
 
+@given(limit=MS, pace=PACE, beyond=st.floats(0.5, 10.0))
+def test_a_build_far_beyond_its_prediction_leaves_a_limit_that_can_be_solved_for(
+    limit: float, pace: float, beyond: float
+) -> None:
+    """What it took beyond may be more than the limit: the next plan is then impossible, not the request a wrong one."""
+    left = table_limit_ms(limit, pace, beyond * limit / pace)
+    assert 0 < left <= limit / pace
+
+
 @given(predicted=MS, pace=PACE)
 def test_a_build_exactly_as_predicted_has_no_delta(predicted: float, pace: float) -> None:
     """A build that takes its prediction at the window's pace took nothing beyond it."""
@@ -39,16 +48,18 @@ def test_a_build_exactly_as_predicted_has_no_delta(predicted: float, pace: float
     assert delta_of(window, pace, predicted) == pytest.approx(0.0, abs=1e-9 * predicted)
 
 
-@given(limit=MS, pace=PACE, delta=st.floats(-1.0, 1.0))
-def test_a_plan_at_the_table_limit_lands_at_the_aim(limit: float, pace: float, delta: float) -> None:
+@given(limit=MS, pace=PACE, beyond=st.floats(-1.0, 0.9))
+def test_a_plan_at_the_table_limit_lands_at_the_aim(limit: float, pace: float, beyond: float) -> None:
     """What the table limit allows, built with the same delta, takes the aimed share of the limit on the device."""
+    delta = beyond * limit / pace
     predicted = table_limit_ms(limit, pace, delta)
     assert (predicted + delta) * pace == pytest.approx(AIM * limit, rel=1e-9, abs=1e-9 * pace)
 
 
-@given(limit=MS, pace=PACE, delta=st.floats(-1.0, 1.0))
-def test_delta_and_table_limit_are_inverse(limit: float, pace: float, delta: float) -> None:
+@given(limit=MS, pace=PACE, beyond=st.floats(-1.0, 0.9))
+def test_delta_and_table_limit_are_inverse(limit: float, pace: float, beyond: float) -> None:
     """The delta of a build that lands at the aim is the delta it was aimed with."""
+    delta = beyond * limit / pace
     window = Window(exactly(1.0), exactly(AIM * limit), exactly(1.0), limit, "PASS")
     assert delta_of(window, pace, table_limit_ms(limit, pace, delta)) == pytest.approx(
         delta, abs=1e-9 * (limit / pace + 1)

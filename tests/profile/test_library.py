@@ -23,6 +23,7 @@ from cpd_edge.pipeline.tables import list_tables
 from cpd_edge.profile import fit
 from cpd_edge.profile.exchange import COLUMNS, from_frame, merge, read_file, stored, to_frame, write_file
 from cpd_edge.profile.fit import Samples
+from cpd_edge.profile.forms import Extra, Form, Model
 from cpd_edge.profile.library import Library, region_signature
 from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable, table_folder
@@ -49,7 +50,7 @@ def twin(region: Region) -> Region:
     )  # fmt: skip
 
 
-def shaped(device: Device, folder: Path, key: Mapping[str, Any] = KEY, **options: object) -> LatencyTable:
+def shaped(device: Device, folder: Path | None, key: Mapping[str, Any] = KEY, **options: object) -> LatencyTable:
     arguments = {"samples": 24, "holdout": 6, "repeats": 8, "clock": device.clock, **options}
     return profile(build, SHAPED, GROUPS, device.make_runner, key, folder=folder, **arguments)  # type: ignore[arg-type]
 
@@ -178,6 +179,37 @@ def test_known_layers_are_found_at_the_level_they_have_here(tmp_path: Path, tabl
     for region in regions[:4]:
         assert np.allclose(known[region.name].ms(region, widths), here.ms[region.name])
     assert 0 < library.share(regions) < 1
+
+
+def test_what_a_layer_joins_is_read_here(tmp_path: Path, table: LatencyTable) -> None:
+    """Equal work that joins something else in another network is known there, at this one's conditions."""
+    extra = Extra("joined", "indivisible", 4, 8)
+    model = Model(Form(extras=(extra,)), (0.1, 1.0, 0.5, 0.5, 0.4, 0.0, 0.0, 0.0))
+    there = replace(SHAPED[1], joined=(Leaf("rgb", 30),))
+    here = replace(twin(SHAPED[1]), joined=(Leaf("other.d", 128),))
+    regions = (there, *SHAPED[2:])
+    replace(table, regions=regions, models={**table.models, there.name: model}).save(
+        table_folder(tmp_path, KEY) / "table.json"
+    )
+    key = {**KEY, "signature": "4567"}
+    widths = {"other.a": np.asarray([32, 16, 8]), "other.b": np.asarray([64, 32, 8])}
+    widths |= {"other.d": np.asarray([128, 61, 127])}
+    samples = Samples(widths, {here.name: np.broadcast_to(model.ms(here, widths), 3)})
+    known = Library.beside(table_folder(tmp_path, key), key).known([here], samples)
+    assert known[here.name].coefficients == pytest.approx(model.coefficients)
+
+
+def test_a_profile_that_was_stopped_goes_on_whatever_was_measured_meanwhile(tmp_path: Path) -> None:
+    """A relative's table, there since, would have had errors looked at sooner: no sample is lost to that."""
+    folder = table_folder(tmp_path, {**KEY, "signature": "89ab"})
+    whole = shaped(Device(noise=0.01), None, {**KEY, "signature": "89ab"}, samples=40, holdout=8)
+    first, second = Device(noise=0.01, dies_after=9), Device(noise=0.01)
+    with pytest.raises(KeyboardInterrupt):
+        shaped(first, folder, {**KEY, "signature": "89ab"}, samples=40, holdout=8)
+    shaped(Device(noise=0.01), table_folder(tmp_path, KEY), samples=40, holdout=8)
+    resumed = shaped(second, folder, {**KEY, "signature": "89ab"}, samples=40, holdout=8)
+    assert len(first.profiled) + len(second.profiled) == len(resumed.samples)
+    assert resumed.samples[:9] == whole.samples[:9]
 
 
 @pytest.mark.parametrize("other", [{"threads": 2}, {"power_mode": "15W"}, {"precision": "int8"}])

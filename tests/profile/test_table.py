@@ -128,6 +128,9 @@ def test_a_region_costs_more_where_what_it_joins_comes_in_another_format() -> No
     contained = table.contained("a", np.asarray([8, 15, 16, 17, 24, 30, 32]))
     assert contained.tolist() == [True, True, True, False, True, False, True]
     assert table.contained("b", np.arange(1, 65)).all()
+    assert table.contained("d", np.arange(1, 129)).all(), "its own cost, which a grid over it has"
+    slight = {n: replace(m, coefficients=tuple(1e-3 * c for c in m.coefficients)) for n, m in table.models.items()}
+    assert replace(table, models={**table.models, "four": slight["four"]}).contained("a", np.arange(1, 33)).all()
 
 
 def test_what_takes_no_time_has_none() -> None:

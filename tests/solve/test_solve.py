@@ -238,6 +238,8 @@ def test_of_four_groups_that_multiply_three_have_a_grid() -> None:
     mesh = np.meshgrid(*(candidates[g] for g in cost.groups), indexing="ij")
     told = dict(zip(cost.groups, mesh, strict=True))
     assert (cost.grid == at({**told, "b": np.asarray(16)})).all()
+    same, _ = grid_of("attention", [Prod(tuple(leaves[:2])), Prod(tuple(leaves[2:]))], at, candidates, ("a", "b", "c"))
+    assert same.groups == ("a", "b", "c"), "where another grid of the region has those"
 
 
 def test_the_plan_keeps_the_most_important_units() -> None:
