@@ -13,7 +13,6 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 IMPORTED_AS = {
     "cuda-bindings": "cuda",
-    "nvidia-ml-py": "pynvml",
     "onnxruntime-gpu": "onnxruntime",
     "pillow": "PIL",
     "scikit-learn": "sklearn",
