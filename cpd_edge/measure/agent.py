@@ -51,6 +51,7 @@ FAULT_BYTES = 4096
 CHUNK = 1 << 18
 QUICK_S, SLOW_S = 0.001, 0.05
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+STILL = ("session.force_spinning_stop", "1")  # threads that wait for the next inference take the CPU from other engines
 JSON = Dict[str, Any]  # noqa: UP006
 
 
@@ -747,6 +748,7 @@ class Engine:
         options = self.ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads, options.inter_op_num_threads = self.options["threads"], 1
+        options.add_session_config_entry(*STILL)
         for name, extent in () if free else self.dims.items():
             options.add_free_dimension_override_by_name(name, extent)
         if folder is not None:

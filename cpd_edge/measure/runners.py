@@ -24,6 +24,7 @@ from cpd_edge.measure.protocol import Runner
 from cpd_edge.measure.providers import (
     CPU,
     ON_GPU,
+    STILL,
     load_cuda,
     provider_chain,
     provider_name,
@@ -229,6 +230,7 @@ class OnnxRunner:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
+        options.add_session_config_entry(*STILL)
         for name, extent in overrides.items():
             options.add_free_dimension_override_by_name(name, extent)
         if folder is not None:

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from cpd_edge.errors import ModelError, RuntimeMissing
-from cpd_edge.measure import Disturbance, OnnxRunner, Protocol, SimulatedDevice, SimulatedRunner, compare, doctor
+from cpd_edge.measure import Disturbance, OnnxRunner, Protocol, SimulatedDevice, SimulatedRunner, agent, compare, doctor
 from cpd_edge.measure.doctor import install_lines, tiny_model
 from cpd_edge.measure.runners import RING
 
@@ -25,6 +25,16 @@ def runner() -> Iterator[OnnxRunner]:
     made = OnnxRunner(tiny_model(size=12))
     yield made
     made.close()
+
+
+def test_threads_of_an_engine_rest_between_inferences(runner: OnnxRunner, tmp_path: Path) -> None:
+    """Here and on another device: they would take the CPU from the engine that it runs in turns with."""
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(tiny_model(size=12))
+    options = {"provider": "cpu", "threads": 2, "batch": 1, "profile": False, "ring": None, "seed": 0, "shape": None}
+    there = agent.Engine(str(path), options, None)
+    for session in (runner._session, there.session):
+        assert session.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
