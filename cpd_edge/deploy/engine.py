@@ -136,7 +136,7 @@ def build_engine(
     _require_readable(trt, model, name)
     model = _ready(model, spec, weakly, name, said)
     log.clear()
-    builder: tensorrt.Builder = trt.Builder(log)
+    builder: tensorrt.Builder = _builder(trt, log)
     network: tensorrt.INetworkDefinition = builder.create_network(_creation_flags(trt))
     parser: tensorrt.OnnxParser = trt.OnnxParser(network, log)
     if not parser.parse(model.SerializeToString()):
@@ -305,9 +305,28 @@ def _precision_error(spec: EngineSpec, name: str) -> ModelError:
     )
 
 
+def _builder(trt: Any, log: Any) -> tensorrt.Builder:
+    """The runtime's builder.
+
+    Raises:
+        CpdError: there is none, in the runtime's own words; its binding says only that it is a null pointer.
+    """
+    try:
+        return trt.Builder(log)
+    except TypeError:
+        raise CpdError(
+            f"{_title(trt)} does not start: {_told(log.errors)}",
+            hint="no model was looked at: are its libraries whole, and of one version?",
+        ) from None
+
+
+def _told(errors: list[str]) -> str:
+    return "; ".join(dict.fromkeys(errors)) or "it gives no reason"
+
+
 def _failed(name: str, errors: list[str], trt: Any) -> CpdError:
     """Why the build gave nothing, in the runtime's words."""
-    said = "; ".join(dict.fromkeys(errors)) or "it gives no reason"
+    said = _told(errors)
     hint = ""
     if "workspace" in said.lower():
         hint = "allow more scratch memory: --workspace-mib 1024, or leave it out"

@@ -1039,7 +1039,12 @@ class BuiltEngine:
         weakly = hasattr(trt.BuilderFlag, "FP16")
         if half and not weakly and not self.options["typed"]:
             raise Trouble("typed", f"TensorRT {trt.__version__} takes the types from the file")
-        builder = trt.Builder(self.log)
+        try:
+            builder = trt.Builder(self.log)
+        except TypeError:  # what its binding makes of a builder that is none
+            text = f"TensorRT {trt.__version__} does not start on the device: {self.said()}"
+            hint = "no model was looked at: are its libraries whole, and of one version?"
+            raise Trouble("no-start", text, hint) from None
         flag = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
         network = builder.create_network(0 if flag is None else 1 << int(flag))
         parser = trt.OnnxParser(network, self.log)

@@ -228,6 +228,19 @@ def test_a_failed_build_says_why(said: str, hint: str) -> None:
     assert hint in caught.value.hint
 
 
+def test_a_runtime_that_does_not_start_says_why() -> None:
+    """Its binding says null pointer only, and a user would look for the fault in the model."""
+    trt = emulated()
+
+    def none(log: Any) -> None:
+        log.log(SimpleNamespace(name="ERROR"), "the kernels' digest differs")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    trt.Builder = none  # type: ignore[attr-defined]
+    with pytest.raises(CpdError, match=r"TensorRT 8\.6\.1 does not start: the kernels' digest differs"):
+        told(trt)
+
+
 def test_another_gpu_is_not_built_for() -> None:
     """Only TensorRT-RTX does."""
     with pytest.raises(UsageError, match="it builds for the GPU it runs on, and no other"):

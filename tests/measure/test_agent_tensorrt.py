@@ -9,7 +9,7 @@ import ctypes
 import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,21 @@ def test_a_strongly_typed_runtime_asks_for_a_typed_model(agent: ModuleType, mode
         agent.BuiltEngine(str(model), {**OPTIONS, "precision": "fp16"}, None)
     assert "typed" == refused.value.record["error"]
     agent.BuiltEngine(str(model), {**OPTIONS, "precision": "fp16", "typed": True}, None).close()
+
+
+def test_a_tensorrt_that_does_not_start_is_not_taken_for_a_model_that_it_refuses(
+    agent: ModuleType, model: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its binding says null pointer only; its log knows why."""
+
+    def none(log: Any) -> None:
+        log.log(SimpleNamespace(name="ERROR"), "Error Code 2: Internal Error (the kernels' digest differs)")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(trt, "Builder", none)
+    with pytest.raises(agent.Trouble, match=r"does not start on the device: .*digest differs") as refused:
+        agent.BuiltEngine(str(model), OPTIONS, None)
+    assert "no-start" == refused.value.record["error"]
 
 
 def test_without_a_driver_it_says_so(agent: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
