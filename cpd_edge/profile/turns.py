@@ -87,12 +87,16 @@ class _Window:
         return self.switches > DISTURBED * self.inferences
 
     def odd(self, before: Sequence[Sample]) -> float:
-        """How far the share that kernels have of the whole is from that of networks of about the same latency."""
-        near = [s for s in before if 1 / NEAR < s.total_ms / self.total_ms < NEAR]
+        """How far the share that kernels have of the whole is from that of networks of about its size.
+
+        By the whole or by the kernels: where they disagree, either may be what it should be.
+        """
+        own_ms, total_ms = max(self.times.whole_ms, 1e-9), self.total_ms
+        near = [s for s in before if _near(s.total_ms, total_ms) or _near(_kernels_ms(s), own_ms)]
         if len(near) < ALIKE:
             return 0.0
-        usual = np.median([np.log(max(sum(s.ms.values()) + s.rest_ms, 1e-9) / s.total_ms) for s in near])
-        return float(abs(np.log(max(self.times.whole_ms, 1e-9) / self.total_ms) - usual))
+        usual = np.median([np.log(_kernels_ms(s) / s.total_ms) for s in near])
+        return float(abs(np.log(own_ms / total_ms) - usual))
 
     @property
     def total_ms(self) -> float:
@@ -106,6 +110,14 @@ class _Window:
         if len(found) < 2:
             return 0.0
         return float(np.std(found, ddof=1) / np.mean(found) / np.sqrt(len(found)))
+
+
+def _near(a_ms: float, b_ms: float) -> bool:
+    return 1 / NEAR < a_ms / b_ms < NEAR
+
+
+def _kernels_ms(sample: Sample) -> float:
+    return max(sum(sample.ms.values()) + sample.rest_ms, 1e-9)
 
 
 def _typical(ratios: npt.NDArray[np.float64]) -> float:

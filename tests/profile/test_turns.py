@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,3 +124,21 @@ def test_a_network_whose_kernels_and_turns_disagree_is_measured_again() -> None:
     opened.clear()
     slow.measure({"a": 24}, False, before[:2])
     assert len(opened) == 1, "two networks do not tell what is usual"
+
+
+def test_a_network_whose_turns_met_a_slow_machine_is_known_by_its_kernels() -> None:
+    """Nothing so slow was measured before; what takes as long in its kernels was, and says that the turns are off."""
+    before = [bench(Machine(0, 1.0)).measure({"a": width}, False) for width in (22, 24, 26)]
+    slow = bench(Machine(0, 1.0))
+    windows = 0
+    inner = slow._window
+
+    def window(*given: Any) -> Any:
+        nonlocal windows
+        windows += 1
+        found = inner(*given)
+        return replace(found, ratios=2.4 * found.ratios) if windows == 1 else found
+
+    slow._window = window  # type: ignore[method-assign]
+    sample = slow.measure({"a": 24}, False, before)
+    assert (windows, sample.total_ms) == (2, pytest.approx(DENSE_MS * 24 / 64))
