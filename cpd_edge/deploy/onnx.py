@@ -34,6 +34,9 @@ BATCH = "batch"
 
 _FX_NODE = "pkg.torch.onnx.fx_node"
 
+_NEARLY_ZERO = 1e-30
+"""Nothing beside any activation, and far from where floats lose precision and processors slow down."""
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -49,7 +52,7 @@ class Exported:
 
 
 def export_onnx(network: Network) -> Exported:
-    """Exports with a free batch size, unoptimised."""
+    """Exports with a free batch size, unoptimised; vectors of zeros are of `_NEARLY_ZERO` instead."""
     program = export(_laid_out(network), network.input_shape)
     with _quiet():
         exported = torch.onnx.export(
@@ -60,6 +63,7 @@ def export_onnx(network: Network) -> Exported:
     symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     if symbol != BATCH:
         _rename_symbol(model, symbol)
+    _keep_zeros(model)
     return Exported(model, wrap(exported.exported_program, network.input_shape))
 
 
@@ -224,6 +228,18 @@ def _fx_name(node: onnx.NodeProto) -> str:
         if entry.key == _FX_NODE:
             return entry.value.split(" ", 1)[0].removeprefix("%")
     return ""
+
+
+def _keep_zeros(model: onnx.ModelProto) -> None:
+    """Biases that are all zero, as before training, stay: `finish` would drop them, and rename what they belong to.
+
+    A network has then the same regions before and after it is trained, and a table of the one serves the other.
+    """
+    for i in model.graph.initializer:
+        if len(i.dims) == 1 and i.data_type == onnx.TensorProto.FLOAT:
+            array = numpy_helper.to_array(i)
+            if array.size and not array.any():
+                i.CopyFrom(numpy_helper.from_array(np.full_like(array, _NEARLY_ZERO), i.name))
 
 
 def _rename_symbol(model: onnx.ModelProto, symbol: str) -> None:

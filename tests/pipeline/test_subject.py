@@ -47,6 +47,20 @@ def test_a_file_that_cannot_be_cut_is_exported_instead(monkeypatch: pytest.Monke
     assert weights(subject.build({"first": 5, "second": 2}))["second.weight"] == [2, 5, 3, 3]
 
 
+def test_a_network_has_one_signature_before_and_after_it_is_trained() -> None:
+    """Biases and batch norms as they are made, and as training leaves them: one signature, and so one table."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    nn.init.zeros_(model[3].bias)
+    before = Subject.of(model, SHAPE)
+    with torch.no_grad():
+        for tensor in (model[3].bias, model[1].bias, model[1].running_mean):
+            tensor.add_(torch.rand(tensor.shape) + 0.1)
+    after = Subject.of(model, SHAPE)
+    assert before.signature == after.signature
+    inputs = [[len(node.input) for node in subject.dense_onnx.graph.node] for subject in (before, after)]
+    assert inputs[0] == inputs[1]
+
+
 def test_macs_follow_the_widths() -> None:
     """Multiply-accumulates at widths are those of the layers, counted by hand."""
     subject = Subject.of(Small(), SHAPE)
