@@ -52,7 +52,7 @@ class Exported:
 
 
 def export_onnx(network: Network) -> Exported:
-    """Exports with a free batch size, unoptimised; vectors of zeros are of `_NEARLY_ZERO` instead."""
+    """Exports with a free batch size, unoptimised; vectors of zeros are nearly zero instead."""
     program = export(_laid_out(network), network.input_shape)
     with _quiet():
         exported = torch.onnx.export(
@@ -231,15 +231,16 @@ def _fx_name(node: onnx.NodeProto) -> str:
 
 
 def _keep_zeros(model: onnx.ModelProto) -> None:
-    """Biases that are all zero, as before training, stay: `finish` would drop them, and rename what they belong to.
+    """Biases that are all zero, as before training, stay, and no two are equal.
 
-    A network has then the same regions before and after it is trained, and a table of the one serves the other.
+    `finish` would drop them, or make one of several, and rename what they belong to. A network has then the same
+    regions before and after it is trained, and a table of the one serves the other.
     """
-    for i in model.graph.initializer:
+    for number, i in enumerate(model.graph.initializer, 1):
         if len(i.dims) == 1 and i.data_type == onnx.TensorProto.FLOAT:
             array = numpy_helper.to_array(i)
             if array.size and not array.any():
-                i.CopyFrom(numpy_helper.from_array(np.full_like(array, _NEARLY_ZERO), i.name))
+                i.CopyFrom(numpy_helper.from_array(np.full_like(array, number * _NEARLY_ZERO), i.name))
 
 
 def _rename_symbol(model: onnx.ModelProto, symbol: str) -> None:

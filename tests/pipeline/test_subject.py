@@ -49,11 +49,13 @@ def test_a_file_that_cannot_be_cut_is_exported_instead(monkeypatch: pytest.Monke
 
 def test_a_network_has_one_signature_before_and_after_it_is_trained() -> None:
     """Biases and batch norms as they are made, and as training leaves them: one signature, and so one table."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    convs = (nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 6, 1))
+    model = nn.Sequential(*convs).eval()
     nn.init.zeros_(model[3].bias)
+    nn.init.zeros_(model[4].bias)
     before = Subject.of(model, SHAPE)
     with torch.no_grad():
-        for tensor in (model[3].bias, model[1].bias, model[1].running_mean):
+        for tensor in (model[3].bias, model[4].bias, model[1].bias, model[1].running_mean):
             tensor.add_(torch.rand(tensor.shape) + 0.1)
     after = Subject.of(model, SHAPE)
     assert before.signature == after.signature
