@@ -200,6 +200,13 @@ class Interval:
     high: float
     n: int
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Interval:
+        """From the form that it has in a record, where an open bound is null."""
+        low = -math.inf if data["low"] is None else float(data["low"])
+        high = math.inf if data["high"] is None else float(data["high"])
+        return cls(float(data["estimate"]), low, high, int(data["n"]))
+
 
 @dataclass(frozen=True)
 class Measurement:

@@ -11,11 +11,12 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.measure import stats
 from cpd_edge.solve.problem import LATENCY
-from cpd_edge.types import Budget, Comparison, Interval, Verdict
+from cpd_edge.types import Budget, Comparison, Interval, Plan, Verdict
 
 AIM = 0.975
 """Share of the limit that is aimed at: the upper end of the interval must be inside too."""
@@ -121,3 +122,15 @@ def learned_delta(deltas_ms: Iterable[float]) -> float:
     """
     known = list(deltas_ms)
     return statistics.median(known) if known else 0.0
+
+
+def round_row(number: int, window: Window, plan: Plan, pace: float, delta_ms: float) -> dict[str, Any]:
+    """One round of the loop, in the device's milliseconds except for `delta_ms`, which is the table's."""
+    return {
+        "round": number,
+        "limit_ms": window.limit_ms,
+        "predicted_ms": (plan.predicted_ms + delta_ms) * pace,
+        "measured": window.latency,
+        "delta_ms": delta_ms,
+        "verdict": window.verdict,
+    }

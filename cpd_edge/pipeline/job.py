@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
 
-import numpy as np
 from torch import nn
 
 from cpd_edge import network as networks
@@ -24,14 +21,11 @@ from cpd_edge.distil.train import train
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.intake.tasks import Task
 from cpd_edge.network import Network
-from cpd_edge.pipeline import aim, outcome
+from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.kept import keep_bench
-from cpd_edge.pipeline.loop import close_loop
-from cpd_edge.pipeline.mixture import INT8
-from cpd_edge.pipeline.plans import on_device, plan_for, plans_for
+from cpd_edge.pipeline.planner import Planner
 from cpd_edge.pipeline.profiling import Tables
-from cpd_edge.pipeline.quantities import counted, eased
-from cpd_edge.pipeline.refine import refined
+from cpd_edge.pipeline.quantities import counted
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.rig import Rig
 from cpd_edge.pipeline.steps import (
@@ -47,7 +41,7 @@ from cpd_edge.pipeline.steps import (
 )
 from cpd_edge.pipeline.subject import Subject, save_groups
 from cpd_edge.profile.table import LatencyTable
-from cpd_edge.types import Constraints, Importance, Interval, Plan
+from cpd_edge.types import Interval
 
 NEARLY = 0.99
 """How far a stage is at most before it ends: files are still to be written when the last of its work is told."""
@@ -138,54 +132,6 @@ class Job:
             return None
         return aim.Window(interval, interval, Interval(1.0, 1.0, 1.0, interval.n), limit_ms, "PASS")
 
-    def reachable(self, subject: Subject, table: LatencyTable) -> None:
-        """Refuses a budget that no plan meets before any training.
-
-        Raises:
-            InfeasibleError: in the device's milliseconds.
-        """
-        dense = self.rig.dense_latency()
-        pace, limit_ms = dense.estimate / table.predict(subject.widths), aim.limit_of(self.request.budget, dense)
-        alike = Importance({name: np.ones(n) for name, n in subject.widths.items()})
-        if self.request.mixed:
-            alike = replace(alike, otherwise={INT8: {region.name: 1.0 for region in subject.weighted}})
-        ways = self.tables.ways(subject, table)
-        try:
-            with self.stage("solve"):
-                plan_for(subject, table, alike, limit_ms / pace, None, self.request.constraints, ways)
-        except InfeasibleError as error:
-            raise on_device(error, subject.regions, subject.widths, pace, limit_ms, 0.0) from error
-
-    def tried(self, subject: Subject, plan: Plan) -> aim.Window:
-        """Builds a plan, untrained, and times it by the short protocol."""
-        with self.stage("measure rounds") as tell:
-            return self.rig.window(subject.build_plan(plan.kept, plan.variants), tell)
-
-    def chosen(
-        self,
-        subject: Subject,
-        table: LatencyTable,
-        importance: Importance,
-        limit_ms: float,
-        student: Student | None,
-        constraints: Constraints,
-    ) -> Plan:
-        """The solver's plan, or where several are asked for the one of least loss on calibration data.
-
-        Raises:
-            InfeasibleError: no plan meets the limits.
-        """
-        asked, ways = (subject, table, importance, limit_ms, student, constraints), self.tables.ways(subject, table)
-        if self.request.refine == 1:
-            with self.stage("solve"):
-                return plan_for(*asked, ways)
-        with self.stage("solve"):
-            plans = plans_for(*asked, self.request.refine, ways)
-        with self.stage("refine") as tell:
-            plan, tried = refined(subject, student, plans, self.task, self.request, tell, importance)
-        self.run.update(refined=[*(r for r in self.run.record.get("refined", []) if not same_choice(r, tried)), tried])
-        return plan
-
     def step(self, index: int, total: int, subject: Subject, table: LatencyTable, student: Student | None) -> Student:
         """One prune-and-distil step; the last one closes the loop on the device. Resumes from its own files."""
         name = f"step-{index}"
@@ -198,10 +144,11 @@ class Job:
         else:
             with self.stage("score"):
                 importance = importance_of(subject, student, self.task, self.request)
+            planner = Planner(self.rig, self.tables, subject, table)
             if index >= total - 1:
-                plan = close_loop(self, subject, table, importance, student, name)
+                plan = planner.close_loop(importance, student, self.checkpoints / f"{name}-trials.json")
             else:
-                plan = self.intermediate(index, total, subject, table, importance, student)
+                plan = planner.on_the_way((index + 1) / total, importance, student, self.start)
             store.write_json(planned, plan)
         epochs = self.epochs(index, total)
         with self.stage("distil") as tell:
@@ -218,29 +165,6 @@ class Job:
             )
             save_student(self.checkpoints, name, student)
         return student
-
-    def intermediate(
-        self,
-        index: int,
-        total: int,
-        subject: Subject,
-        table: LatencyTable,
-        importance: Importance,
-        student: Student | None,
-    ) -> Plan:
-        """A plan on the way: limits shrink geometrically from where the run begins to what is asked for."""
-        dense_ms = table.predict(subject.widths)
-        first_ms = self.start.plan.predicted_ms if self.start else dense_ms
-        dense = self.rig.dense_latency()
-        last_ms = aim.table_limit_ms(aim.limit_of(self.request.budget, dense), dense.estimate / dense_ms, 0.0)
-        share = (index + 1) / total
-        target_ms, pace = first_ms ** (1 - share) * last_ms**share, dense.estimate / dense_ms
-        given = self.request.constraints
-        constraints = replace(given, limits=eased(subject, given.limits, share)) if given.limits.any else given
-        try:
-            return self.chosen(subject, table, importance, target_ms, student, constraints)
-        except InfeasibleError as error:
-            raise on_device(error, subject.regions, subject.widths, pace, last_ms * pace, 0.0) from error
 
     def epochs(self, index: int, total: int) -> float:
         """Epochs of one step: the last one gets most, an extra round after it a quarter of that."""
@@ -267,7 +191,7 @@ class Job:
                 if window.verdict == "PASS" or len(log) >= self.request.rounds:
                     return *judged, student
                 pace = window.dense.estimate / table.predict(subject.widths)
-                row = outcome.round_row(len(log) + 1, window, student.plan, pace, 0.0)
+                row = aim.round_row(len(log) + 1, window, student.plan, pace, 0.0)
                 row |= {"delta_ms": aim.delta_of(window, pace, student.plan.predicted_ms), "step": index}
                 log.append(row)
                 self.run.update(round_log=log)
@@ -293,9 +217,3 @@ class Job:
             keep_bench(self.run, self.checkpoints, step, *done)
         found, parity = done
         return aim.judge(found, self.request.budget), parity
-
-
-def same_choice(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two trials of plans are of one choice: a run that was stopped behind it makes it again."""
-    (limit_a, plans_a), (limit_b, plans_b) = ((t["limit_ms"], [p["objective"] for p in t["plans"]]) for t in (a, b))
-    return bool(limit_a == limit_b and plans_a == plans_b)

@@ -11,8 +11,7 @@ from cpd_edge import store
 from cpd_edge.deploy.parity import Parity
 from cpd_edge.errors import EnvironmentMismatch
 from cpd_edge.measure.environment import require_comparable
-from cpd_edge.pipeline.outcome import interval_from
-from cpd_edge.types import Comparison
+from cpd_edge.types import Comparison, Interval
 
 FILES = ("dense.onnx", "pruned.onnx", "samples/dense.json", "samples/pruned.json")
 """What a bench was made of, and what it made."""
@@ -47,7 +46,7 @@ def kept_bench(
         require_comparable(pruned.environment, environment)
     except EnvironmentMismatch:
         return None
-    found = Comparison(dense, pruned, interval_from(kept["speedup"]), kept["outcome"], kept["margin"])
+    found = Comparison(dense, pruned, Interval.from_json(kept["speedup"]), kept["outcome"], kept["margin"])
     return found, Parity(**kept["parity"])
 
 

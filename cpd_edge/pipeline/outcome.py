@@ -72,25 +72,6 @@ def limits_of(request: Request) -> list[str]:
     return [measured, *([CPU_LIMIT] if on_cpu and request.device == LOCAL else []), *launches, TABLE_LIMIT]
 
 
-def interval_from(data: Mapping[str, Any]) -> Interval:
-    """An interval from its JSON form; a bound that is null is open."""
-    high = float("inf") if data["high"] is None else float(data["high"])
-    low = float("-inf") if data["low"] is None else float(data["low"])
-    return Interval(float(data["estimate"]), low, high, int(data["n"]))
-
-
-def round_row(number: int, window: Window, plan: Plan, pace: float, delta_ms: float) -> dict[str, Any]:
-    """One round of the loop, in the device's milliseconds except for `delta_ms`, which is the table's."""
-    return {
-        "round": number,
-        "limit_ms": window.limit_ms,
-        "predicted_ms": (plan.predicted_ms + delta_ms) * pace,
-        "measured": window.latency,
-        "delta_ms": delta_ms,
-        "verdict": window.verdict,
-    }
-
-
 def write(job: Job, subject: Subject, table: LatencyTable, student: Student, window: Window, parity: Parity) -> None:
     """Completes the record of a run that pruned, and writes the report."""
     run, plan = job.run, student.plan

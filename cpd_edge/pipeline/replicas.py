@@ -15,7 +15,6 @@ from cpd_edge.errors import UsageError
 from cpd_edge.measure import stats
 from cpd_edge.measure.protocol import Protocol, outcome
 from cpd_edge.pipeline.bench import Progress, bench
-from cpd_edge.pipeline.outcome import interval_from
 from cpd_edge.store import plain
 from cpd_edge.types import Interval
 
@@ -52,7 +51,7 @@ def replicated(count: int, *, out: Path | None, progress: Progress, **request: A
 
 def joined(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One result from those of several processes."""
-    latency = _spanning([interval_from(row["latency_ms"]) for row in rows])
+    latency = _spanning([Interval.from_json(row["latency_ms"]) for row in rows])
     estimates = [row["latency_ms"]["estimate"] for row in rows]
     kept = (
         "latency_ms",
@@ -78,7 +77,7 @@ def joined(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "stop": "; ".join(_each_once(row["stop"] for row in rows)),
     }
     if "speedup" in out:
-        ratio = _spanning([interval_from(row["speedup"]) for row in rows])
+        ratio = _spanning([Interval.from_json(row["speedup"]) for row in rows])
         out |= {"speedup": ratio, "outcome": outcome(ratio, Protocol().margin)}
     if "verdict" in out:
         out["verdict"] = stats.verdict(latency, out["budget_ms"])

@@ -30,7 +30,6 @@ from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.kept import kept_bench
 from cpd_edge.pipeline.mixture import ACROSS
 from cpd_edge.pipeline.opening import open_model
-from cpd_edge.pipeline.outcome import interval_from
 from cpd_edge.pipeline.precision import PARITY, calibration_images
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.subject import Subject, made_in
@@ -142,7 +141,7 @@ class Rig:
             self.run.save_measurement(found)
             interval = stats.quantile_interval(found.samples_ns / 1e6, quantile)
             self.run.update(dense_latency_ms=interval, environment=found.environment)
-        return interval_from(self.run.record["dense_latency_ms"])
+        return Interval.from_json(self.run.record["dense_latency_ms"])
 
     def window(self, candidate: bytes, tell: Callable[[float, str], None]) -> aim.Window:
         """Times a candidate against the dense engine by the short protocol."""

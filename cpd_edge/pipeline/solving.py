@@ -15,7 +15,7 @@ from cpd_edge.intake.tasks import Task, load_task
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.mixture import Mixing
-from cpd_edge.pipeline.outcome import interval_from, macs_at, mixture
+from cpd_edge.pipeline.outcome import macs_at, mixture
 from cpd_edge.pipeline.plans import SOLVE_S, on_device, posed
 from cpd_edge.pipeline.precision import calibration_images
 from cpd_edge.pipeline.profiling import INT8_TABLE, MIXING
@@ -28,7 +28,7 @@ from cpd_edge.profile.table import LatencyTable
 from cpd_edge.solve.milp import solve as solved
 from cpd_edge.solve.pose import Elsewhere
 from cpd_edge.solve.ways import PLAIN
-from cpd_edge.types import Budget, Limits
+from cpd_edge.types import Budget, Interval, Limits
 
 
 def solve(
@@ -65,7 +65,7 @@ def solve(
     subject = _subject(request, network, task) if limits.any or mixed else None
     combed = subject.combed if subject else comb(network, network.input_shape)
     groups = combed.groups
-    dense = interval_from(run.record["dense_latency_ms"])
+    dense = Interval.from_json(run.record["dense_latency_ms"])
     pace = dense.estimate / table.predict(groups.widths)
     limit_ms = aim.limit_of(budget or request.budget, dense)
     importance, ways = scores(combed, task, request), PLAIN

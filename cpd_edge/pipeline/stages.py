@@ -20,6 +20,7 @@ from cpd_edge.measure.runtimes import require_runtime
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim, outcome
 from cpd_edge.pipeline.job import Job
+from cpd_edge.pipeline.planner import Planner
 from cpd_edge.pipeline.profiling import INT8_TABLE, MIXING
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import START, Progress, Student, plan_from_json, save_student
@@ -144,7 +145,7 @@ def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Networ
         return subject.network
     table = job.tables.table(subject)
     if not any(job.checkpoints.glob("step-*")):
-        job.reachable(subject, table)
+        Planner(job.rig, job.tables, subject, table).reachable()
     student = job.start
     for index in range(job.request.steps):
         student = job.step(index, job.request.steps, subject, table, student)

@@ -22,7 +22,7 @@ from cpd_edge import store
 from cpd_edge.intake.models import load_model
 from cpd_edge.intake.tasks import Task
 from cpd_edge.pipeline.job import Job
-from cpd_edge.pipeline.loop import close_loop
+from cpd_edge.pipeline.planner import Planner
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import scores
 from cpd_edge.pipeline.subject import Subject
@@ -37,7 +37,8 @@ def landed(subject: Subject, request: Request, folder: Path) -> dict[str, Any]:
     store.write_bytes(run / "dense.onnx", subject.build(subject.widths))
     job.already_met(subject)
     table = job.tables.table(subject)
-    plan = close_loop(job, subject, table, scores(subject.combed, None, request), None, "landing")
+    planner = Planner(job.rig, job.tables, subject, table)
+    plan = planner.close_loop(scores(subject.combed, None, request), None, folder / "trials.json")
     rounds = run.record["round_log"]
     inside = [row for row in rounds if row["verdict"] == "PASS"]
     best = max(inside, key=_off) if inside else rounds[-1]

@@ -12,10 +12,10 @@ import pytest
 
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.layout import Leaf
-from cpd_edge.pipeline import job as jobs
+from cpd_edge.pipeline import planner as planners
 from cpd_edge.pipeline.aim import Window, limit_of
 from cpd_edge.pipeline.job import Job
-from cpd_edge.pipeline.loop import close_loop
+from cpd_edge.pipeline.planner import Planner
 from cpd_edge.pipeline.request import Request
 from cpd_edge.solve.ways import Ways
 from cpd_edge.store import Run
@@ -81,7 +81,7 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     subject = SimpleNamespace(
         widths={"body": UNITS}, regions=(region,), build_plan=lambda keep, variants: str(len(keep["body"])).encode()
     )
-    monkeypatch.setattr(jobs, "plan_for", plan_for)
+    monkeypatch.setattr(planners, "plan_for", plan_for)
 
     def close(device: Device, budget: Budget, rounds: int = 4) -> tuple[Plan, list[dict[str, Any]]]:
         request = Request("net", "data", budget, rounds=rounds)
@@ -89,7 +89,8 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             Run.create(tmp_path, request.to_json()).update(dense_latency_ms=device.interval(10.0 * device.pace))
         job = Job(request, Run(tmp_path), SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
         monkeypatch.setattr(job.rig, "window", lambda data, *_, **__: device.window(int(data), budget))
-        plan = close_loop(job, subject, Table(), Importance({}), None, "step-0")  # type: ignore[arg-type]
+        planner = Planner(job.rig, job.tables, subject, Table())  # type: ignore[arg-type]
+        plan = planner.close_loop(Importance({}), None, tmp_path / "step-0-trials.json")
         return plan, Run(tmp_path).record["round_log"]
 
     return close
@@ -190,12 +191,12 @@ def test_a_choice_that_is_made_again_is_recorded_once(tmp_path: Path, monkeypatc
     tried = [{"limit_ms": 5.0, "taken": 0, "plans": [{"objective": x, "loss": x}]} for x in (0.1, 0.1, 0.2)]
     tried[1]["plans"][0]["loss"] = 0.11  # type: ignore[index]
     given = iter(tried)
-    monkeypatch.setattr(jobs, "plans_for", lambda *_: ())
-    monkeypatch.setattr(jobs, "refined", lambda *_: ("plan", next(given)))
+    monkeypatch.setattr(planners, "plans_for", lambda *_: ())
+    monkeypatch.setattr(planners, "refined", lambda *_: ("plan", next(given)))
     run = Run.create(tmp_path, {})
     job = Job(Request("net", "data", Budget(speedup=2), refine=3), run, SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
     for _ in tried:
-        job.chosen(*(None for _ in range(6)))  # type: ignore[arg-type]
+        Planner(job.rig, job.tables, None, None).chosen(None, 1.0, None, None)  # type: ignore[arg-type]
     assert Run(tmp_path).record["refined"] == tried[1:]
 
 
