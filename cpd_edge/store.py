@@ -100,7 +100,7 @@ def held(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
         yield
 
 
-def plain(data: object) -> object:
+def plain(data: object) -> Any:
     """Dataclasses, mappings, arrays and NumPy scalars as JSON's own types."""
     if hasattr(data, "__dataclass_fields__"):
         return {name: plain(getattr(data, name)) for name in data.__dataclass_fields__}
@@ -180,7 +180,7 @@ class Run:
 
     def save_measurement(self, measurement: Measurement) -> None:
         """Keeps the raw samples under `samples/NAME.json`."""
-        write_json(self / f"samples/{measurement.name}.json", {"format": FORMAT, **dict(plain(measurement))})  # type: ignore[call-overload]
+        write_json(self / f"samples/{measurement.name}.json", {"format": FORMAT, **plain(measurement)})
 
     def load_measurement(self, name: str) -> Measurement:
         """Inverse of `save_measurement`."""

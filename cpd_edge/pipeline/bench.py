@@ -131,8 +131,8 @@ def bench(
         result |= {"budget_ms": budget.limit_ms, "verdict": stats.verdict(latency, budget_ms)}
     if out is not None:
         beside = {} if reference_found is None else {"against": reference_found}
-        store.write_json(out, {"format": store.FORMAT, **dict(store.plain(found)), **beside})  # type: ignore[call-overload]
-    plain: dict[str, Any] = dict(store.plain(result))  # type: ignore[call-overload]
+        store.write_json(out, {"format": store.FORMAT, **store.plain(found), **beside})
+    plain: dict[str, Any] = store.plain(result)
     return plain
 
 

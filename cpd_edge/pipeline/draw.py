@@ -99,7 +99,8 @@ def _layers(combed: Combed) -> Iterator[_Layer]:
     }
     counted: set[int] = set()
     for main, vectors in _companions(held):
-        made, read = [], []
+        made: list[Layout] = []
+        read: list[Layout] = []
         for i, dim in enumerate(held[main]):
             if any(axis in known for axis in axes(dim)):
                 (read if (main, i) in reads else made).append(dim)

@@ -374,7 +374,7 @@ def _known_layers(path: Path) -> tuple[tuple[EngineLayer, ...], Mapping[str, str
 
 
 def _plain(data: object) -> dict[str, Any]:
-    found: dict[str, Any] = dict(store.plain(data))  # type: ignore[call-overload]
+    found: dict[str, Any] = store.plain(data)
     return found
 
 

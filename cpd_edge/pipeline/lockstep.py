@@ -113,8 +113,8 @@ class Lockstep:
             return self._values[node.name]
         if node.op == "get_attr":
             return torch.ones_like(self._gates.network.fetch(str(node.target)))
-        if op_name(node) == "mul" and bool((self.dense(node.args[1]) == 1).all()):  # type: ignore[arg-type]
-            return self.dense(node.args[0])  # type: ignore[arg-type]
+        if op_name(node) == "mul" and bool((self.dense(node.args[1]) == 1).all()):
+            return self.dense(node.args[0])
         return _run(self._gates.network, node, self.dense)
 
     def _find_entangled(self) -> Iterator[str]:
@@ -216,9 +216,9 @@ class _Pass:
         if isinstance(mask, (tuple, list)):
             self._open(node.name, cut, mask, by)
             return
-        error = difference(cut, mask)
-        if error <= self._owner._tolerance or (by <= self._owner._inexact and error < float("inf")):
-            yield Meeting(node.name, by, error, difference(mask, self._owner.dense(node)))
+        gap = difference(cut, mask)
+        if gap <= self._owner._tolerance or (by <= self._owner._inexact and gap < float("inf")):
+            yield Meeting(node.name, by, gap, difference(mask, self._owner.dense(node)))
         else:
             self._open(node.name, cut, mask, by)
 
@@ -272,7 +272,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return int(tensor.untyped_storage().data_ptr())
 
 
 def _spelling(node: fx.Node) -> Any:

@@ -187,10 +187,10 @@ class Proof:
         except Exception as error:  # as above
             return _failed(keep, error)
         want, dense = self._steps.outputs(keep), self._steps.outputs({})
-        error = max(map(difference, got, want)) if len(got) == len(want) else math.inf
+        gap = max(map(difference, got, want)) if len(got) == len(want) else math.inf
         effect = max(map(difference, want, dense))
         odd = not all(t.isfinite().all() and t.any() for t in got if t.is_floating_point())
-        return Meeting("output", frozenset(keep), error, effect, "outputs are zero or not finite" if odd else "")
+        return Meeting("output", frozenset(keep), gap, effect, "outputs are zero or not finite" if odd else "")
 
     def _row(self, group: Group, meetings: Sequence[Meeting]) -> Row:
         outcome, error, effect, cause = _judged(meetings, group.exact)

@@ -81,7 +81,7 @@ def joined(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         out |= {"speedup": ratio, "outcome": outcome(ratio, Protocol().margin)}
     if "verdict" in out:
         out["verdict"] = stats.verdict(latency, out["budget_ms"])
-    found: dict[str, Any] = dict(plain(out))  # type: ignore[call-overload]
+    found: dict[str, Any] = plain(out)
     return found
 
 

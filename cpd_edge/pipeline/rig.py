@@ -64,8 +64,12 @@ class Rig:
     @property
     def protocol(self) -> Protocol:
         """The protocol of this run's verdict."""
-        asked = {"limit_s": self.request.limit_s, "target": self.request.target}
-        return replace(FULL, **{name: value for name, value in asked.items() if value is not None})
+        limit_s, target = self.request.limit_s, self.request.target
+        return replace(
+            FULL,
+            limit_s=FULL.limit_s if limit_s is None else limit_s,
+            target=FULL.target if target is None else target,
+        )
 
     @property
     def across(self) -> Collection[str]:

@@ -77,7 +77,7 @@ def judge_saved(
         result |= _ratio(found, read_measurement(against), quantile, latency, force)
     if budget_ms is not None:
         result |= {"budget_ms": budget.limit_ms, "verdict": stats.verdict(latency, budget_ms)}
-    plain: dict[str, Any] = dict(store.plain(result))  # type: ignore[call-overload]
+    plain: dict[str, Any] = store.plain(result)
     return plain
 
 

@@ -153,7 +153,7 @@ def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Networ
     window, parity, student = job.finish(subject, table, student)
     with job.stage("save"):
         store.write_with(job.run / "pruned.pt2", lambda path: networks.save(student.network, path))
-    store.write_json(job.run / "plan.json", {"format": store.FORMAT, **dict(store.plain(student.plan))})  # type: ignore[call-overload]
+    store.write_json(job.run / "plan.json", {"format": store.FORMAT, **store.plain(student.plan)})
     outcome.write(job, subject, table, student, window, parity)
     return student.network
 

@@ -64,8 +64,10 @@ def compare_strategies(
     subject, task = _subject(request, input_shape, progress)
     key = subject.key()
     folder = table_folder(Path(request.profiles), key)
-    asked = {"samples": request.samples, "seed": request.seed}
-    table = measured_table(subject, key, folder, **asked, progress=lambda f, text: progress("profile", f, text))
+    samples, seed = request.samples, request.seed
+    table = measured_table(
+        subject, key, folder, samples=samples, seed=seed, progress=lambda f, text: progress("profile", f, text)
+    )
     progress("score", 0.0, "")
     importance = scores(subject.combed, task, request)
     progress("score", 1.0, "")
@@ -86,7 +88,7 @@ def compare_strategies(
     progress("solve", 1.0, "")
     if measure_s > 0:
         _measure(subject, plans, rows, measure_s, progress)
-    found = {
+    found: dict[str, Any] = {
         "model": request.model,
         "score": request.score,
         "dense_ms": table.predict(subject.widths),
@@ -94,7 +96,8 @@ def compare_strategies(
         "environment": table.key,
         "rows": rows,
     }
-    return dict(store.plain(found))  # type: ignore[call-overload]
+    plainly: dict[str, Any] = store.plain(found)
+    return plainly
 
 
 def _subject(request: Request, input_shape: tuple[int, ...], progress: Progress) -> tuple[Subject, Task | None]:

@@ -80,7 +80,7 @@ class Verification:
     @property
     def verified(self) -> bool:
         """Whether every group and plan did what it has to, and the ONNX file agrees with torch."""
-        cuts = all(r.outcome in GOOD for r in (*self.rows, *self.plans))
+        cuts = all(outcome in GOOD for outcome in (*(r.outcome for r in self.rows), *(p.outcome for p in self.plans)))
         return cuts and (not self.onnx or (self.onnx_max_error is not None and self.onnx_max_error < ONNX_TOLERANCE))
 
     def to_json(self, model: str = "") -> dict[str, Any]:
@@ -103,9 +103,16 @@ class Verification:
             "onnx_tolerance": ONNX_TOLERANCE,
             "onnx_cause": self.onnx_cause,
         }
-        found = {"model": model, "verified": self.verified, "seconds": self.seconds, **counts, **numbers}
+        found: dict[str, Any] = {
+            "model": model,
+            "verified": self.verified,
+            "seconds": self.seconds,
+            **counts,
+            **numbers,
+        }
         found |= {"rows": self.rows, "plans": self.plans, "frozen": self.groups.frozen}
-        return dict(plain(found))  # type: ignore[call-overload]
+        plainly: dict[str, Any] = plain(found)
+        return plainly
 
 
 def verify(

@@ -88,7 +88,7 @@ def profile(
     tell = progress or (lambda fraction, text: None)
     holdout = min(max(4, round(samples / 5)), 10) if holdout is None else holdout
     measured = partial(
-        _measured, build, regions, groups, make_runner, dict(plain(key)), model=model, samples=samples,  # type: ignore[call-overload]
+        _measured, build, regions, groups, make_runner, plain(key), model=model, samples=samples,
         holdout=holdout, seed=seed, folder=folder, repeats=repeats, isolated_seconds=isolated_seconds, looks=looks,
         tell=tell, clock=clock,
     )  # fmt: skip
@@ -288,7 +288,7 @@ class _Log:
         self.fused = fused
         if self.path is None:
             return
-        line = json.dumps({**dict(plain(sample)), "seconds": seconds, "fused": fused}) + "\n"  # type: ignore[call-overload]
+        line = json.dumps({**plain(sample), "seconds": seconds, "fused": fused}) + "\n"
         with self.path.open("a") as stream:
             stream.write(line)
             stream.flush()
