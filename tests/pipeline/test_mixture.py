@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ from cpd_edge.intake.sets import user_loaders
 from cpd_edge.intake.tasks import Task
 from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.pipeline import Request, mixture, profiling, rig, run
-from cpd_edge.pipeline.mixture import conversion, followers, passages, under_pressure
+from cpd_edge.pipeline.mixture import Mixing, conversion, followers, passages, under_pressure
 from cpd_edge.pipeline.sensitivity import sensitivities
 from cpd_edge.pipeline.solving import solve
 from cpd_edge.pipeline.steps import plan_from_json
@@ -327,3 +328,22 @@ def test_what_cannot_be_mixed_is_refused_at_the_door(shell: Shell, words: tuple[
     done = shell(*words, "--precision", "mixed", *(["--out", "refused"] if words[0] == "prune" else []))
     assert (2, False) == (done.code, (shell.folder / "refused").exists())
     assert said in done.err and "--" in done.err
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_mixing_costs_is_measured_again_where_a_table_is_another(
+    pooled: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """A run's mixing.json holds for the two tables that it was measured between, and for no others."""
+    tables = {precision: SimpleNamespace(key={"precision": precision, "driver": "1"}) for precision in ("fp32", "int8")}
+    between = [{"precision": "fp32", "driver": "1"}, {"precision": "int8", "driver": "1" if same else "2"}]
+    run, request = store.Run.create(tmp_path, {}), asked()
+    store.write_json(run / profiling.MIXING, Mixing(1.0, 0.5, 0.0, (), tuple(between)))
+    fresh = Mixing(1.0, 0.25, 0.0, (), tuple(t.key for t in tables.values()))
+    monkeypatch.setattr(profiling.Tables, "table_of", lambda self, subject, file: tables[subject.precision])
+    monkeypatch.setattr(profiling, "mixing", lambda *_: fresh)
+    found = profiling.Tables(request, run, lambda name: contextlib.nullcontext(lambda *_: None)).ways(
+        pooled, tables["fp32"]
+    )  # type: ignore[arg-type]
+    assert found.each_ms == (0.5 if same else 0.25)
+    assert store.read_json(run / profiling.MIXING)["each_ms"] == found.each_ms
