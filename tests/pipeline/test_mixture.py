@@ -342,8 +342,7 @@ def test_what_mixing_costs_is_measured_again_where_a_table_is_another(
     fresh = Mixing(1.0, 0.25, 0.0, (), tuple(t.key for t in tables.values()))
     monkeypatch.setattr(profiling.Tables, "table_of", lambda self, subject, file: tables[subject.precision])
     monkeypatch.setattr(profiling, "mixing", lambda *_: fresh)
-    found = profiling.Tables(request, run, lambda name: contextlib.nullcontext(lambda *_: None)).ways(
-        pooled, tables["fp32"]
-    )  # type: ignore[arg-type]
+    made = profiling.Tables(request, run, lambda name: contextlib.nullcontext(lambda *_: None))
+    found = made.ways(pooled, tables["fp32"])  # type: ignore[arg-type]
     assert found.each_ms == (0.5 if same else 0.25)
     assert store.read_json(run / profiling.MIXING)["each_ms"] == found.each_ms
