@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cpd_edge.deploy.onnx import OnnxCutter
 from cpd_edge.measure.runners import OnnxRunner
+from cpd_edge.measure.shapes import infer_shapes
 from cpd_edge.pipeline.outcome import macs_at
 from cpd_edge.pipeline.subject import Subject
 
@@ -61,6 +64,36 @@ def test_a_network_has_one_signature_before_and_after_it_is_trained() -> None:
     assert before.signature == after.signature
     inputs = [[len(node.input) for node in subject.dense_onnx.graph.node] for subject in (before, after)]
     assert inputs[0] == inputs[1]
+
+
+class Windows(nn.Module):
+    """Attention in windows: the batch is multiplied by their number, and by the heads'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        x = x.reshape(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+        q, k, v = self.qkv(x).reshape(-1, 16, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        x = ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).reshape(-1, 16, c)
+        return self.out(x).reshape(b, -1, c).mean(1)
+
+
+def test_shapes_are_those_that_the_runtime_has() -> None:
+    """Of every value, also where the batch is multiplied by a number of windows; so are the multiply-accumulates."""
+    subject = Subject.of(Windows().eval(), (8, 8, 8))
+    model, shapes = onnx.ModelProto(), infer_shapes(subject.dense_onnx)
+    model.CopyFrom(subject.dense_onnx)
+    values = [name for node in model.graph.node for name in node.output if name]
+    model.graph.output.extend(onnx.ValueInfoProto(name=v) for v in values if v != model.graph.output[0].name)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(None, {"input": np.zeros((1, 8, 8, 8), np.float32)}), strict=True))
+    assert {name: shapes[name] for name in names} == {name: array.shape for name, array in found.items()}
+    qkv, scores = 4 * 16 * 8 * 24, 4 * 2 * 16 * 4 * 16
+    assert macs_at(subject.regions, subject.widths) == qkv + 2 * scores + 4 * 16 * 8 * 8
 
 
 def test_macs_follow_the_widths() -> None:
