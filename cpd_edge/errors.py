@@ -7,6 +7,7 @@ CpdError
 │   ├── BudgetError       budget that is no budget
 │   └── RuntimeMissing    a runtime that is not installed
 ├── InfeasibleError       no plan meets the budget; names the floor     exit code 1
+├── UndecidedError        the time for a search ran out before a proof  exit code 3
 ├── ParityError           engine and torch disagree                     exit code 1
 ├── TableError            a latency table lacks, or contradicts, what is asked
 ├── StoreError            a run folder that cannot be read or resumed   exit code 2
@@ -87,6 +88,18 @@ class InfeasibleError(CpdError):
         self.resource = resource
         self.floor = floor_ms if floor is None else floor
         self.beside = beside
+
+
+class UndecidedError(CpdError):
+    """Whether any plan meets the limits was not decided in the time for it: neither a plan nor a proof was found."""
+
+    exit_code = 3
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"whether any plan meets the limits was not decided in {seconds:g} s",
+            hint="fewer widths are decided sooner: give --multiple-of 8, or a wider limit",
+        )
 
 
 class ParityError(CpdError):

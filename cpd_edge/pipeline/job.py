@@ -16,6 +16,7 @@ from torch import nn
 
 from cpd_edge import network as networks
 from cpd_edge import store
+from cpd_edge.comb import comb
 from cpd_edge.deploy.parity import Parity
 from cpd_edge.distil.train import train
 from cpd_edge.errors import InfeasibleError
@@ -24,7 +25,7 @@ from cpd_edge.network import Network
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.kept import keep_bench
 from cpd_edge.pipeline.planner import Planner
-from cpd_edge.pipeline.profiling import Tables
+from cpd_edge.pipeline.profiling import Tables, require_groups
 from cpd_edge.pipeline.quantities import counted
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.rig import Rig
@@ -90,6 +91,7 @@ class Job:
         else:
             assert model is not None and traced is not None
             if self.request.train:
+                require_groups(comb(traced, self.task.input_shape))
                 with self.stage("train") as tell:
                     train(
                         model,

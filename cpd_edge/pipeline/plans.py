@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from cpd_edge.errors import InfeasibleError
+from cpd_edge.errors import InfeasibleError, UndecidedError
 from cpd_edge.layout import Widths, axes
 from cpd_edge.pipeline.quantities import counted
 from cpd_edge.pipeline.steps import Student
@@ -134,7 +134,7 @@ def plans_for(
     asked = partial(posed, table, importance, limit_ms, groups, constraints, at_most, limits=limits, ways=ways)
     try:
         return best_plans(asked(near), count)
-    except InfeasibleError:
+    except (InfeasibleError, UndecidedError):
         return best_plans(asked(), count)
 
 

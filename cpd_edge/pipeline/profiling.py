@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cpd_edge import store
-from cpd_edge.errors import InfeasibleError
+from cpd_edge.errors import InfeasibleError, ModelError, UndecidedError
 from cpd_edge.layout import Widths
 from cpd_edge.measure.runtimes import TENSORRT
+from cpd_edge.network import Combed
 from cpd_edge.pipeline.mixture import INT8, Mixing, mixing
 from cpd_edge.pipeline.plans import posed
 from cpd_edge.pipeline.request import Request
@@ -41,7 +42,12 @@ def measured_table(
     fresh: bool = False,
     progress: Callable[[float, str], None],
 ) -> LatencyTable:
-    """The latency table, measured now or reused from `folder`, with the isolated baseline beside it."""
+    """The latency table, measured now or reused from `folder`, with the isolated baseline beside it.
+
+    Raises:
+        ModelError: nothing of the network can be cut.
+    """
+    require_groups(subject.combed)
     return profile(
         subject.build,
         subject.regions,
@@ -59,6 +65,19 @@ def measured_table(
     )
 
 
+def require_groups(combed: Combed) -> None:
+    """Refuses a network that every plan leaves as it is.
+
+    Raises:
+        ModelError: it has no groups.
+    """
+    if not combed.groups.groups:
+        raise ModelError(
+            "nothing of this network can be cut: it has no group of channels or heads, and no branch",
+            hint="cpd-edge comb MODEL says what is frozen and why",
+        )
+
+
 def looks_of(subject: Subject) -> Looks:
     """Plans for some budgets on a table, by the magnitude of weights: it needs no data, and lies as plans lie."""
     importance = magnitude(subject.network.state_dict(), subject.combed.groups)
@@ -69,7 +88,7 @@ def looks_of(subject: Subject) -> Looks:
         for share in SHARES:
             try:
                 plan = solve(where.limited(share * dense_ms), gap=ROUGHLY, time_limit_s=LOOK_S)
-            except InfeasibleError:
+            except (InfeasibleError, UndecidedError):
                 break
             found.append({**subject.widths, **plan.widths})
         return found
@@ -124,4 +143,4 @@ class Tables:
         return self._ways
 
 
-__all__ = ["INT8_TABLE", "MIXING", "Tables", "looks_of", "measured_table"]
+__all__ = ["INT8_TABLE", "MIXING", "Tables", "looks_of", "measured_table", "require_groups"]

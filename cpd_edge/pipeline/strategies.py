@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cpd_edge import store
-from cpd_edge.errors import InfeasibleError, UsageError
+from cpd_edge.errors import InfeasibleError, UndecidedError, UsageError
 from cpd_edge.intake.models import load_model
 from cpd_edge.intake.tasks import Task, check_model, load_task
 from cpd_edge.measure import stats
@@ -125,7 +125,7 @@ def _row(
     """What a strategy comes to on the table."""
     try:
         found = strategy(where.problem)
-    except InfeasibleError as error:
+    except (InfeasibleError, UndecidedError) as error:
         return {"infeasible": error.what}, None
     plan = where.plan(found)
     macs = [macs_at(table.regions, widths) for widths in (subject.widths, plan.widths)]

@@ -199,15 +199,18 @@ class LatencyTable:
     def contained(self, group: str, widths: Ints) -> npt.NDArray[np.bool_]:
         """Which widths of a group leave the cost of regions that neither read nor write it as it is `[widths]`.
 
-        At others a region that joins what is made of the group runs otherwise too, see `Region`. The dense width is
-        among them always.
+        At others a region that joins what is made of the group runs otherwise too, see `Region`. Where that is made of
+        several groups, the last of them answers for all widths of the others. The dense width is among them always.
         """
         fine = np.ones(len(widths), bool)
         for region in self.regions:
             own = (*axes(region.reads, region.writes, *region.weight), *region.within)
-            if group in axes(*region.joined) and group not in own:
-                more = self.points(region.name, {group: widths}) - self.points(region.name, {})
-                fine &= more <= SLIGHT * self._dense_ms
+            for layout in region.joined:
+                names = [g for g in axes(layout) if g in self.groups and g not in own]
+                if group in names[-1:]:
+                    others = {g: np.arange(self.ranges[g][0], self.ranges[g][1] + 1) for g in names[:-1]}
+                    more = self.cost(region.name, {**others, group: widths}) - self.points(region.name, {})
+                    fine &= (more <= SLIGHT * self._dense_ms).all(axis=tuple(range(len(others))))
         return np.asarray(fine | (widths == self.groups[group]), np.bool_)
 
     @cached_property

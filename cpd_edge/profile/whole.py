@@ -30,7 +30,8 @@ def fit_whole(
     """A model for each region, and the bend, such that together they tell the whole networks.
 
     The bend is the slope of the whole against the sum, in logarithms: steeper than 1 where large networks are slow as
-    a whole. The smallest network of all is far from every plan, and does not count.
+    a whole. The smallest network of all is far from every plan, and does not count. Where nothing changes with widths
+    there is no slope.
 
     Args:
         measured: what has a time of its own.
@@ -49,7 +50,9 @@ def fit_whole(
     anchor, straight = float(totals.max()), samples
     for _ in range(ROUNDS):
         models = levelled(regions, models, widths, bend.total(totals[counts]) - fixed_ms)
-        told = fixed_ms + sum(models[r.name].ms(r, widths) for r in regions)
+        told = np.broadcast_to(fixed_ms + sum(models[r.name].ms(r, widths) for r in regions), counts.shape)
+        if np.ptp(told) == 0:
+            break
         found = linregress(np.log(told), np.log(totals[counts]))
         believed = USUAL**2 / (USUAL**2 + float(found.stderr) ** 2)
         bend = Bend(1 + believed * (float(found.slope) - 1), anchor)

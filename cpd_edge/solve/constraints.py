@@ -18,6 +18,8 @@ from cpd_edge.types import Constraints, Group, Groups, Importance
 def protected(groups: Groups, constraints: Constraints) -> frozenset[str]:
     """Names of the groups that stay whole: named by a pattern, alone or through a tensor they occupy, or branches.
 
+    What must be as wide as one of them stays whole too.
+
     Raises:
         UsageError: a pattern names nothing.
     """
@@ -28,6 +30,9 @@ def protected(groups: Groups, constraints: Constraints) -> frozenset[str]:
             some = ", ".join(g.name for g in groups.groups[:5])
             raise UsageError(f"--protect {pattern!r} names no group and no tensor", hint=f"there are {some} ...")
         out |= found
+    for names in ties(groups, constraints):
+        if not out.isdisjoint(names):
+            out |= set(names)
     return frozenset(out)
 
 

@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from cpd_edge.errors import CpdError
+from cpd_edge.errors import UndecidedError
 from cpd_edge.solve.infeasible import infeasible
 from cpd_edge.solve.problem import Floats, Ints, Load, Problem, Solution, solution
-from cpd_edge.solve.program import SCALE, Program
+from cpd_edge.solve.program import OPTIMAL, SCALE, Program, lower_bound
 
 Apart: TypeAlias = Sequence[tuple[Mapping[str, int], int]]
 """Choices that are not wanted, and in how many groups at least a plan must differ from each."""
@@ -30,10 +30,13 @@ def solve(problem: Problem, *, gap: float = 1e-4, time_limit_s: float = 60.0) ->
 
     Raises:
         InfeasibleError: no plan meets the limits; names the resource that binds, its floor and what holds it up.
+        UndecidedError: neither a plan nor a proof that there is none was found in the time.
     """
     started = time.perf_counter()
     choice, bound = _optimum(problem, gap, time_limit_s, ())
-    choice = _faster(problem, choice if choice is not None else reach(problem, time_limit_s=time_limit_s))
+    if choice is None:
+        choice = reach(problem, time_limit_s=time_limit_s, proven=bound == np.inf)
+    choice = _faster(problem, choice)
     return solution(problem, choice, bound=bound, seconds=time.perf_counter() - started, strategy="milp")
 
 
@@ -50,7 +53,7 @@ def best(
         time_limit_s: most time of each search [s].
 
     Raises:
-        InfeasibleError: no plan meets the limits.
+        InfeasibleError, UndecidedError: see `solve`.
     """
     found = [solve(problem, gap=gap, time_limit_s=time_limit_s)]
     while len(found) < count:
@@ -64,7 +67,7 @@ def best(
 
 
 def _optimum(problem: Problem, gap: float, time_limit_s: float, apart: Apart) -> tuple[dict[str, int] | None, float]:
-    """The best choice that was found, or None, and a proven lower bound of its loss."""
+    """The best choice that was found, or None, and a proven lower bound of its loss: infinite where there is none."""
     small, original = _undominated(problem)
     if apart:  # a candidate that another one beats still makes another plan
         small, original = problem, {g: np.arange(len(c)) for g, c in problem.candidates.items()}
@@ -75,8 +78,8 @@ def _optimum(problem: Problem, gap: float, time_limit_s: float, apart: Apart) ->
         found = program.run(
             program.loss * (SCALE / span), small.limits, margin=margin, gap=gap, time_limit_s=time_limit_s, apart=apart
         )
-        if margin == 0.0 and found.mip_dual_bound is not None:
-            bound = float(found.mip_dual_bound) * span / SCALE
+        if margin == 0.0:
+            bound = lower_bound(found) * span / SCALE
         if found.x is None:
             break
         choice = program.choice(found.x)
@@ -85,11 +88,17 @@ def _optimum(problem: Problem, gap: float, time_limit_s: float, apart: Apart) ->
     return None, bound
 
 
-def reach(problem: Problem, *, time_limit_s: float = 60.0) -> dict[str, int]:
+def reach(problem: Problem, *, time_limit_s: float = 60.0, proven: bool = False) -> dict[str, int]:
     """The choice that is furthest inside the limits, whatever it removes.
+
+    Args:
+        problem: its losses do not count.
+        time_limit_s: most time [s].
+        proven: that none is inside was proven already, up to rounding.
 
     Raises:
         InfeasibleError: none is inside.
+        UndecidedError: none was found in the time, and whether there is one is not known.
     """
     bound = np.flatnonzero(np.isfinite(problem.limits))
     if not len(bound):
@@ -100,12 +109,12 @@ def reach(problem: Problem, *, time_limit_s: float = 60.0) -> dict[str, int]:
     peaks = {int(at): float(problem.limits[at]) for at in bound}
     everything = np.full(len(problem.limits), np.inf)
     found = program.run(worst, everything, gap=1e-9, time_limit_s=time_limit_s, peaks=peaks)
-    if found.x is None:
-        raise CpdError(f"no plan was found in {time_limit_s} s", hint="give the solver more time")
-    choice = program.choice(found.x)
-    if not problem.fits(choice):
+    choice = program.choice(found.x) if found.x is not None else None
+    if choice is not None and problem.fits(choice):
+        return choice
+    if proven or found.status == OPTIMAL or lower_bound(found) > SCALE:
         raise infeasible(problem, time_limit_s=time_limit_s)
-    return choice
+    raise UndecidedError(time_limit_s)
 
 
 def _undominated(problem: Problem) -> tuple[Problem, dict[str, Ints]]:

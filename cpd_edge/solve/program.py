@@ -26,6 +26,9 @@ from cpd_edge.solve.problem import Floats, Ints, Problem
 SCALE = 1e3
 """Limits and loss are scaled to this, so that the solver's tolerance of 1e-6 is 1e-9 of either."""
 
+OPTIMAL, INFEASIBLE = 0, 2
+"""Statuses of a search that are proofs."""
+
 _Key: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
 """Groups of a grid, and the branches that it stands within."""
 
@@ -132,6 +135,15 @@ class Program:
     def choice(self, columns: Floats) -> dict[str, int]:
         """Candidate index of each group at a solution's columns."""
         return {g: int(np.argmax(columns[self.offsets[g] : self.offsets[g] + n])) for g, n in self.sizes.items()}
+
+
+def lower_bound(found: OptimizeResult) -> float:
+    """What no solution of a program costs less than: infinite where it has none, and nothing known is `-inf`."""
+    if found.status == INFEASIBLE:
+        return np.inf
+    if found.mip_dual_bound is not None:
+        return float(found.mip_dual_bound)
+    return float(found.fun) if found.status == OPTIMAL else -np.inf
 
 
 def _merged(problem: Problem, sizes: Mapping[str, int]) -> tuple[dict[_Key, Floats], Floats]:

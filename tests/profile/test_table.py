@@ -12,9 +12,10 @@ import pytest
 from formula_runtime import GROUPS, KEY, REGIONS, A, Device, build, measured, truth_ms
 
 from cpd_edge.errors import TableError
-from cpd_edge.layout import size
+from cpd_edge.layout import Leaf, Prod, size
+from cpd_edge.profile.forms import Extra, Form, Model
 from cpd_edge.profile.sample import profile
-from cpd_edge.profile.table import LatencyTable, table_folder
+from cpd_edge.profile.table import LatencyTable, Sample, table_folder
 from cpd_edge.types import STRAIGHT, Region
 
 
@@ -131,6 +132,22 @@ def test_a_region_costs_more_where_what_it_joins_comes_in_another_format() -> No
     assert table.contained("d", np.arange(1, 129)).all(), "its own cost, which a grid over it has"
     slight = {n: replace(m, coefficients=tuple(1e-3 * c for c in m.coefficients)) for n, m in table.models.items()}
     assert replace(table, models={**table.models, "four": slight["four"]}).contained("a", np.arange(1, 33)).all()
+
+
+def test_of_several_groups_that_are_joined_the_last_answers_for_all() -> None:
+    """Where channels are groups times their width, widths are left that fit whatever the number of groups is."""
+    channels = Prod((Leaf("groups", 4), Leaf("per", 8)))
+    join = Region("join", "Add", ("join",), Leaf("x", 16), Leaf("x", 16), (), 0, joined=(channels,))
+    form = Form(extras=(Extra("joined", "indivisible", 4, 8),))
+    every = tuple(Sample({"groups": g, "per": p}, {}, {}, 0.0, 1.0, 1.0, False) for g, p in ((4, 8), (1, 1)))
+    model = Model(form, (0.1, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0))
+    table = LatencyTable({}, {"groups": 4, "per": 8}, (join,), every, {"join": model}, 0.0)
+    groups, per = np.arange(1, 5), np.arange(1, 9)
+    left = [
+        (int(g), int(p)) for g in groups[table.contained("groups", groups)] for p in per[table.contained("per", per)]
+    ]
+    assert {p for _, p in left} == {1, 2, 4, 8} and {g for g, _ in left} == {1, 2, 3, 4}
+    assert {table.predict({"groups": g, "per": p}) for g, p in left} == {0.1}
 
 
 def test_what_takes_no_time_has_none() -> None:

@@ -155,6 +155,13 @@ def test_heads_of_equal_count_are_tied() -> None:
     assert ties(GROUPS, Constraints(heads="equal")) == (("attn.0", "attn.1"),)
 
 
+def test_what_is_tied_to_a_protected_group_stays_whole_too() -> None:
+    """With equal heads, the heads of a layer that are protected keep those of every layer that has as many."""
+    given = Constraints(protect=("attn.1",), heads="equal")
+    assert protected(GROUPS, given) == {"attn.0", "attn.1"}
+    assert protected(GROUPS, replace(given, heads="free")) == {"attn.1"}
+
+
 def test_tied_groups_keep_equal_widths_at_least_loss() -> None:
     """The tied choice equals enumeration over choices whose tied widths agree."""
     for seed in range(20):

@@ -12,12 +12,12 @@ import pytest
 from scipy import optimize
 from solve.families import FAMILIES, drawn
 
-from cpd_edge.errors import BudgetError, InfeasibleError, TableError
+from cpd_edge.errors import BudgetError, InfeasibleError, TableError, UndecidedError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, size
 from cpd_edge.solve.baselines import BASELINES
 from cpd_edge.solve.grids import grid_of
 from cpd_edge.solve.infeasible import floor
-from cpd_edge.solve.milp import solve
+from cpd_edge.solve.milp import reach, solve
 from cpd_edge.solve.pose import candidate_widths, losses, plan_from, problem_from
 from cpd_edge.solve.problem import Concat, Floats, Ints, Problem, RegionCost, latency
 from cpd_edge.types import STRAIGHT, Bend, Importance, Region
@@ -31,6 +31,12 @@ def choices(problem: Problem) -> list[dict[str, int]]:
 def enumerated(problem: Problem) -> float:
     """Least loss of any choice inside the limit."""
     return min(problem.removed(c) for c in choices(problem) if problem.latency_ms(c) <= problem.limit_ms)
+
+
+def bent(problem: Problem, bend: Bend) -> Problem:
+    """The problem whose latency is its sum, bent."""
+    loads = tuple(replace(load, bend=bend) for load in problem.resources[0].loads)
+    return replace(problem, resources=(replace(problem.resources[0], loads=loads),))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,6 +86,31 @@ def test_an_impossible_limit_names_the_exact_floor(name: str) -> None:
     assert [held[n] for n in caught.value.binding] == sorted(held.values(), reverse=True)[: len(caught.value.binding)]
 
 
+def test_what_the_time_does_not_tell_is_not_claimed() -> None:
+    """A search that ends before a plan or a proof says so; the same limit is met or disproven where there is time."""
+    rng = np.random.default_rng(0)
+    names = [f"g{i}" for i in range(30)]
+    loss = {g: np.sort(rng.random(12))[::-1] for g in names}
+    pairs = [(a, b) for a in names for b in rng.choice(names, 3, replace=False).tolist() if a != b]
+    costs = tuple(RegionCost(f"{a}-{b}", (a, b), rng.random((12, 12))) for a, b in pairs)
+    problem = Problem({g: np.arange(1, 13) for g in names}, loss, (latency(costs, 0.0, 1.0),))
+    rough = 0.55 * problem.latency_ms(problem.dense)
+    for ask in (solve, reach):
+        with pytest.raises(UndecidedError, match=r"not decided in 0\.2 s"):
+            ask(problem.limited(rough), time_limit_s=0.2)
+    with pytest.raises(InfeasibleError, match="the fastest that was found is"):
+        solve(problem.limited(0.1), time_limit_s=0.2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_floor_is_proven(family: str) -> None:
+    """Its bound is what its plan takes, bent or not, and its gap is none."""
+    for bend in (STRAIGHT, Bend(1.07, 5.0)):
+        problem = bent(drawn(family, 3), bend)
+        found = floor(problem)
+        assert (found.bound, found.gap) == (pytest.approx(found.latency_ms, rel=1e-6), pytest.approx(0.0, abs=1e-6))
+
+
 def test_a_limit_at_the_floor_is_met() -> None:
     """The fastest plan's own latency is a feasible limit."""
     problem = drawn("noisy", 8)
@@ -127,8 +158,7 @@ def test_a_bent_load_is_solved_exactly(family: str) -> None:
         straight = drawn(family, seed)
         dense_ms = straight.latency_ms(straight.dense)
         bend = Bend(1.15, dense_ms)
-        loads = tuple(replace(x, bend=bend) for x in straight.resources[0].loads)
-        problem = replace(straight, resources=(replace(straight.resources[0], loads=loads),))
+        problem = bent(straight, bend)
         assert problem.latency_ms(problem.dense) == pytest.approx(dense_ms)
         found = solve(problem)
         choices = [
