@@ -235,3 +235,16 @@ def test_doctor_without_a_runtime_gives_the_pip_line(shell: Shell) -> None:
     """Where ONNX Runtime is missing the doctor still answers, with the line that installs it."""
     done = shell("doctor", missing=("onnxruntime", "openvino"))
     assert done.code == 0 and "pip install 'cpd-edge[cpu]'" in done.out and "not measured" in done.out
+
+
+@pytest.mark.parametrize(
+    "words", [("profile", "whole.py:net", "--input", "1,16,16"), ("prune", "whole.py:net", "--train")]
+)
+def test_a_network_that_has_nothing_to_cut_is_refused_before_any_work(shell: Shell, words: tuple[str, ...]) -> None:
+    """A convolution between the image and the output alone has no group; nothing is timed and nothing is trained."""
+    net = "nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())"
+    (shell.folder / "whole.py").write_text(f"from torch import nn\n\ndef net():\n    return {net}\n")
+    data = ("--data", "mine.py:make_data", "--speedup", "2", "--out", "run") if words[0] == "prune" else ()
+    done = shell(*words, *data)
+    assert done.code == 2 and "nothing of this network can be cut" in done.err and "cpd-edge comb" in done.err
+    assert "train" not in done.err.replace("--train", "")

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from formula_runtime import GROUPS, REGIONS
 
+from cpd_edge.layout import Leaf
+from cpd_edge.profile.fit import Samples
 from cpd_edge.profile.forms import Form, Model
-from cpd_edge.profile.whole import levelled
+from cpd_edge.profile.whole import fit_whole, levelled
+from cpd_edge.types import STRAIGHT, Region
 
 MODELS = {r.name: Model(Form(), (0.1, 1.0, 0.2, 0.3) if r.weight else (0.1, 0.0, 0.0, 0.5)) for r in REGIONS}
 """A launch, then what is worked, read and written."""
@@ -55,3 +58,12 @@ def test_noise_of_the_wholes_does_not_turn_a_table_over() -> None:
     found = levelled(REGIONS, MODELS, widths, noisy)
     assert np.median(np.abs(told(found, others) / told(MODELS, others) - 1)) < 0.01
     assert all(c >= 0 for model in found.values() for c in model.coefficients)
+
+
+def test_where_no_width_changes_anything_nothing_is_bent() -> None:
+    """A region whose time is the same in every network, however many there are, leaves the whole its sum."""
+    region = Region("flat", "Conv", ("flat",), Leaf("in", 3), Leaf("out", 4), (), 0)
+    samples = Samples({"a": np.arange(1, 31)}, {"flat": 0.1 + 1e-4 * np.random.default_rng(0).random(30)})
+    models, bend = fit_whole([region], samples, 0.0, {})
+    assert bend == STRAIGHT
+    assert models["flat"].ms(region, {"a": np.asarray([4])}) == pytest.approx(0.1, rel=0.01)
