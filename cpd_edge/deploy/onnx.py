@@ -34,6 +34,9 @@ BATCH = "batch"
 
 _FX_NODE = "pkg.torch.onnx.fx_node"
 
+_LAID_OUT = frozenset(["Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"])
+"""Operators that leave all numbers as they are."""
+
 _NEARLY_ZERO = 1e-30
 """Nothing beside any activation, and far from where floats lose precision and processors slow down."""
 
@@ -112,6 +115,22 @@ def finish(model: onnx.ModelProto, provenance: Mapping[str, str] | None = None) 
         entry = done.metadata_props.add()
         entry.key, entry.value = f"cpd_edge.{key}", value
     return done
+
+
+def survivors(names: Iterable[str], model: onnx.ModelProto, finished: onnx.ModelProto) -> dict[str, str]:
+    """The values of a finished model that hold the numbers of an unfinished one's, where these are only laid out anew.
+
+    Of two reshapes in a row `finish` leaves the second: what the first made is then what it was made of.
+    """
+    alive = {out for node in finished.graph.node for out in node.output} | {i.name for i in finished.graph.input}
+    producer = {out: node for node in model.graph.node for out in node.output}
+    out: dict[str, str] = {}
+    for name in names:
+        at = name
+        while at not in alive and at in producer and producer[at].op_type in _LAID_OUT:
+            at = producer[at].input[0]
+        out[name] = at
+    return out
 
 
 def value_layouts(combed: Combed) -> dict[str, tuple[Layout, ...]]:

@@ -17,7 +17,7 @@ from cpd_edge import store
 from cpd_edge.comb import comb
 from cpd_edge.cut import cut
 from cpd_edge.deploy.finished import FinishedCutter
-from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish, value_layouts
+from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish, survivors, value_layouts
 from cpd_edge.deploy.parity import check_parity
 from cpd_edge.deploy.quantize import integer_nodes
 from cpd_edge.errors import CpdError, ModelError
@@ -85,7 +85,9 @@ class Subject:
         dense = finish(exported.model)
         named = lowered if same else combed
         layouts = value_layouts(named)
-        regions = find_regions(dense, layouts, {b.name: (b.first, b.last) for b in named.branches})
+        ends = survivors([v for b in named.branches for v in (b.first, b.last)], exported.model, dense)
+        runs = {b.name: (ends[b.first], ends[b.last]) for b in named.branches}
+        regions = find_regions(dense, layouts, runs)
         true = same and cuts_truly(cutter, combed, runtime)
         quantiser = None
         if precision.startswith("int8") or precision == MIXED:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cpd_edge.comb import comb
 from cpd_edge.cut import cut
-from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish
+from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish, survivors
 from cpd_edge.deploy.parity import check_parity
 from cpd_edge.errors import ParityError
 from cpd_edge.measure.runners import OnnxRunner
@@ -127,6 +127,23 @@ def test_batch_norms_are_folded(combed: Combed) -> None:
     """The shipped file holds no batch norm and no constant arithmetic."""
     ops = {n.op_type for n in finish(export_onnx(combed.network).model).graph.node}
     assert not ops & {"BatchNormalization", "CastLike", "Expand", "Constant"}
+
+
+def test_what_is_laid_out_twice_is_found_again() -> None:
+    """`finish` makes one reshape of two: the value between them is the one before them, and others stay themselves."""
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.relu(x).reshape(-1, 6, 2, 4).reshape(x.shape)
+
+    exported = export_onnx(trace(Twice(), (6, 4, 2)))
+    finished = finish(exported.model)
+    names = [node.output[0] for node in exported.model.graph.node if node.op_type in ("Relu", "Reshape", "Add")]
+    left = {out for node in finished.graph.node for out in node.output}
+    found = survivors(names, exported.model, finished)
+    assert not left.issuperset(names) and left.issuperset(found.values())
+    assert {name: at for name, at in found.items() if name in left} == {name: name for name in names if name in left}
+    assert {found[name] for name in names if name not in left} == {"relu"}
 
 
 def test_an_engine_that_computes_something_else_is_refused() -> None:
