@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,11 @@ def learned_delta(deltas_ms: Iterable[float]) -> float:
     """
     known = list(deltas_ms)
     return statistics.median(known) if known else 0.0
+
+
+def delta_before(log: Iterable[Mapping[str, Any]], number: int) -> float:
+    """What was expected of a round's build, from the rounds before it: its own measurement is no prediction."""
+    return learned_delta(row["delta_ms"] for row in log if row["round"] < number)
 
 
 def round_row(number: int, window: Window, plan: Plan, pace: float, delta_ms: float) -> dict[str, Any]:

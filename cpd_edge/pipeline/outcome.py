@@ -76,7 +76,7 @@ def write(job: Job, subject: Subject, table: LatencyTable, student: Student, win
     """Completes the record of a run that pruned, and writes the report."""
     run, plan = job.run, student.plan
     pace = window.dense.estimate / table.predict(subject.widths)
-    delta_ms = aim.learned_delta(row["delta_ms"] for row in run.record.get("round_log", [])[:-1])
+    delta_ms = aim.delta_before(run.record.get("round_log", []), run.record["chosen_round"])
 
     def on_device(table_ms: float) -> float:
         return (table_ms + delta_ms) * pace

@@ -122,11 +122,11 @@ class Planner:
             trials.append(Trial(plan, window.close, pace, log[-1]))
             store.write_json(kept, trials)
             run.update(round_log=log)
-        passed = [t for t in trials if t.passed]
-        if passed:
-            return max(passed, key=lambda t: t.close).plan
         if trials:
-            return trials[-1].plan
+            best = max((t for t in trials if t.passed), key=lambda t: t.close, default=trials[-1])
+            run.update(chosen_round=best.row["round"])
+            return best.plan
+        run.update(chosen_round=len(log) + 1)
         delta_ms = aim.learned_delta(row["delta_ms"] for row in log)
         return self.chosen(importance, aim.table_limit_ms(limit_ms, pace, delta_ms), student, request.constraints)
 

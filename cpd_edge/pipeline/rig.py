@@ -19,8 +19,10 @@ import torch
 from cpd_edge import store
 from cpd_edge.deploy.onnx import export_onnx, finish
 from cpd_edge.deploy.parity import Parity, check_parity
+from cpd_edge.errors import EnvironmentMismatch
 from cpd_edge.intake.tasks import Task
 from cpd_edge.measure import stats
+from cpd_edge.measure.environment import require_comparable
 from cpd_edge.measure.protocol import Protocol, compare, measure
 from cpd_edge.measure.runtimes import ModelRunner
 from cpd_edge.measure.sensing import observed, sensing
@@ -137,15 +139,34 @@ class Rig:
         return open_model(asked.device, asked.runtime, model, threads=asked.threads, precision=made_in(precision))
 
     def dense_latency(self) -> Interval:
-        """Latency of the dense engine at the budget's quantile, measured once a run [ms]."""
-        if "dense_latency_ms" not in self.run.record:
+        """Latency of the dense engine at the budget's quantile, measured once a run and environment [ms]."""
+        if "dense_latency_ms" not in self.run.record or not self._measured_here:
             quantile = self.request.budget.quantile
             with self.stage("dense latency") as tell, self.engine("dense") as runner:
                 found = measure(runner, "dense", QUICK, quantile, progress=tell)
             self.run.save_measurement(found)
             interval = stats.quantile_interval(found.samples_ns / 1e6, quantile)
             self.run.update(dense_latency_ms=interval, environment=found.environment)
+            self._measured_here = True
         return Interval.from_json(self.run.record["dense_latency_ms"])
+
+    @cached_property
+    def _measured_here(self) -> bool:
+        """Whether the dense latency belongs to this environment; where not, what builds took is forgotten too."""
+        found = self.run.load_measurement("dense").environment
+        with self.engine("dense") as runner:
+            here = {**self._now(runner), "protocol": found["protocol"]}
+        with contextlib.suppress(EnvironmentMismatch):
+            require_comparable(found, here)
+            return True
+        for trials in (self.run / "checkpoints").glob("*-trials.json"):
+            trials.unlink()
+        self.run.update(round_log=[])
+        return False
+
+    def _now(self, runner: ModelRunner) -> dict[str, Any]:
+        """The environment of an engine as it is at this moment."""
+        return {**runner.environment, **site_of([runner], time.perf_counter_ns, time.sleep).moment()}
 
     def window(self, candidate: bytes, tell: Callable[[float, str], None]) -> aim.Window:
         """Times a candidate against the dense engine by the short protocol."""
@@ -176,8 +197,7 @@ class Rig:
         if not (self.run / "pruned.onnx").exists():
             return None
         with self.engine("pruned") as runner:
-            moment = site_of([runner], time.perf_counter_ns, time.sleep).moment()
-            here = {**runner.environment, **moment, "protocol": self.protocol.words}
+            here = {**self._now(runner), "protocol": self.protocol.words}
         return kept_bench(self.run, self.run / "checkpoints", step, here)
 
     def gain(self) -> dict[str, Any]:

@@ -399,8 +399,8 @@ def drift(samples: Sequence[Sample]) -> Floats:
 def table_folder(root: Path, key: Mapping[str, Any]) -> Path:
     """`root/<device>/<runtime>-<version>-<precision>-t<threads>/<signature>-<state>`.
 
-    The state is four hex digits of everything else in the key, power state included: a table is never mistaken for, or
-    written over, one that was measured in another state.
+    The state is twelve hex digits of the whole key, power state included: a table is never mistaken for, or written
+    over, one that was measured in another state or on a device of nearly the same name.
 
     Raises:
         TableError: the key lacks one of device, runtime, runtime_version, precision, threads, signature.
@@ -410,10 +410,9 @@ def table_folder(root: Path, key: Mapping[str, Any]) -> Path:
     if missing:
         raise TableError(f"the key of a table lacks {', '.join(missing)}: it has {', '.join(key)}")
     slug = {name: re.sub(r"[^a-z0-9.]+", "-", str(key[name]).lower()).strip("-.") or "unknown" for name in wanted}
-    state = json.dumps({name: value for name, value in key.items() if name not in wanted}, sort_keys=True)
+    state = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:12]
     runtime = "{runtime}-{runtime_version}-{precision}-t{threads}".format(**slug)
-    name = f"{slug['signature']}-{hashlib.sha256(state.encode()).hexdigest()[:4]}"
-    return root / slug["device"] / runtime / name
+    return root / slug["device"] / runtime / f"{slug['signature']}-{state}"
 
 
 def _region_json(region: Region) -> dict[str, Any]:

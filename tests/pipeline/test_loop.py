@@ -13,7 +13,7 @@ import pytest
 from cpd_edge.errors import InfeasibleError
 from cpd_edge.layout import Leaf
 from cpd_edge.pipeline import planner as planners
-from cpd_edge.pipeline.aim import Window, limit_of
+from cpd_edge.pipeline.aim import Window, delta_before, limit_of
 from cpd_edge.pipeline.job import Job
 from cpd_edge.pipeline.planner import Planner
 from cpd_edge.pipeline.request import Request
@@ -88,6 +88,7 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         if not (tmp_path / "run.json").exists():
             Run.create(tmp_path, request.to_json()).update(dense_latency_ms=device.interval(10.0 * device.pace))
         job = Job(request, Run(tmp_path), SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
+        job.rig._measured_here = True
         monkeypatch.setattr(job.rig, "window", lambda data, *_, **__: device.window(int(data), budget))
         planner = Planner(job.rig, job.tables, subject, Table())  # type: ignore[arg-type]
         plan = planner.close_loop(Importance({}), None, tmp_path / "step-0-trials.json")
@@ -151,6 +152,21 @@ def test_the_nearest_plan_that_passed_is_taken(loop: Any) -> None:
     plan, log = loop(Device(1.0, -0.15), Budget(limit_ms=5.0), 1)
     assert [row["verdict"] for row in log] == ["PASS"]
     assert plan.predicted_ms <= 5.0
+
+
+def test_a_prediction_holds_nothing_of_its_own_measurement(loop: Any, tmp_path: Path) -> None:
+    """Where the first build is the one that is kept, what the later ones were off by is not in its prediction."""
+
+    class Odd(Device):
+        def window(self, units: int, budget: Budget) -> Window:
+            self.bias = -0.15 if not self.built else 0.3
+            return super().window(units, budget)
+
+    plan, log = loop(Odd(1.0, 0.0), Budget(limit_ms=5.0), 2)
+    chosen = Run(tmp_path).record["chosen_round"]
+    assert (chosen, [row["verdict"] for row in log][:2]) == (1, ["PASS", "FAIL"])
+    assert delta_before(log, chosen) == 0.0 and delta_before(log, 2) == log[0]["delta_ms"] < 0
+    assert plan.predicted_ms == log[0]["predicted_ms"]
 
 
 def test_an_interrupted_loop_goes_on_with_the_next_round(loop: Any) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import shutil
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cli.shell import Done, Shell
@@ -16,9 +20,11 @@ from cli.worlds import PRUNE, QUICK
 
 from cpd_edge.deploy.parity import Parity
 from cpd_edge.measure import Disturbance, Protocol, SimulatedDevice, SimulatedRunner, compare
+from cpd_edge.pipeline import Request
 from cpd_edge.pipeline.kept import FILES, keep_bench, kept_bench
+from cpd_edge.pipeline.rig import Rig
 from cpd_edge.store import Run, plain, write_bytes
-from cpd_edge.types import EXIT_CODES, VOID, Comparison
+from cpd_edge.types import EXIT_CODES, VOID, Budget, Comparison
 
 DEATHS = (
     ("profile", 6), ("distil", 1), ("measure rounds", 0), ("bench", 0), ("layers", 0),
@@ -120,6 +126,38 @@ def test_a_bench_of_something_else_is_not_taken_up(benched: tuple[Run, Compariso
     else:
         write_bytes(run / change, (run / change).read_bytes() + b" ")
     assert kept_bench(run, run / "checkpoints", step, environment) is None
+
+
+class Threaded(SimulatedRunner):
+    """A simulated engine of so many threads."""
+
+    def __init__(self, latency_ms: float, threads: int) -> None:
+        super().__init__(latency_ms)
+        self._threads = threads
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        return {**super().environment, "threads": self._threads}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_run_that_goes_on_in_another_environment_times_the_dense_engine_again(tmp_path: Path, threads: int) -> None:
+    """Its latency and what builds took belong to the environment that they were measured in."""
+    run = Run.create(tmp_path / "run", {})
+    engines = Threaded(3.0, 1), Threaded(5.0, threads)
+    request = Request("net", "data", Budget(limit_ms=2.0))
+    for life in range(2):
+        rig = Rig(request, run, SimpleNamespace(), lambda name: contextlib.nullcontext(lambda *_: None))  # type: ignore[arg-type]
+        rig.engine = lambda name, at=life: contextlib.nullcontext(engines[at])  # type: ignore[method-assign, misc]
+        found = rig.dense_latency()
+        if not life:
+            run.update(round_log=[{"round": 1}])
+            write_bytes(run / "checkpoints/step-0-trials.json", b"[]")
+    again = threads == 2
+    assert found.estimate == pytest.approx(5.0 if again else 3.0, rel=0.05)
+    assert (run.record["round_log"], (run / "checkpoints/step-0-trials.json").exists()) == (
+        ([], False) if again else ([{"round": 1}], True)
+    )
 
 
 def test_a_run_needs_the_devices_tables_no_more_once_it_has_its_own(lives: list[Life]) -> None:
