@@ -66,13 +66,18 @@ def load_model(
         raise ModelError(f"{spec} has no published weights", hint="give --weights FILE")
     if weights is not None and not pretrained:
         apply_weights(model, weights)
-    elif not pretrained and origin in ("torchvision", "timm", "zoo"):
+    elif is_random(spec, weights):
         warnings.warn(
             f"{spec} has RANDOM weights: latency will be true, accuracy will be chance. Give --weights FILE",
             RandomWeightsWarning,
             stacklevel=2,
         )
     return model.eval()
+
+
+def is_random(spec: str, weights: Path | None) -> bool:
+    """Whether the network that a spec names has weights that nobody trained."""
+    return weights is None and spec.partition(":")[0] in ("torchvision", "timm", "zoo")
 
 
 def apply_weights(model: nn.Module, path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from cpd_edge import store
 from cpd_edge.cut import cut, mask
 from cpd_edge.deploy.parity import Parity
-from cpd_edge.intake.metrics import Metric, delta_interval, interval
+from cpd_edge.intake.metrics import Accuracy, Metric, delta_interval, interval
 from cpd_edge.layout import Widths, size
 from cpd_edge.measure import stats
 from cpd_edge.measure.devices import LOCAL, SIMULATED
@@ -27,6 +27,7 @@ from cpd_edge.pipeline.quantities import FILE_SIZE, counted, macs
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import Student
 from cpd_edge.pipeline.subject import Subject, comb_record
+from cpd_edge.pipeline.weights import is_chance
 from cpd_edge.profile.attribution import Attribution
 from cpd_edge.profile.table import LatencyTable
 from cpd_edge.report import write as write_report
@@ -46,6 +47,10 @@ MEASURED_LIMIT = (
     "it says nothing of another device or runtime."
 )
 CPU_LIMIT = "No part of this was run on a GPU or a Jetson."
+CHANCE_LIMIT = (
+    "No weights were given, so those of the dense network are random: latency holds, "
+    "the metric of either engine says nothing."
+)
 LAUNCH_LIMIT = (
     "Times of regions are those of launching them: this runtime does not tell what its kernels take on the GPU. "
     "Whole engines are timed to their end."
@@ -63,13 +68,14 @@ SIMULATED_LIMIT = (
 
 def limits_of(request: Request) -> list[str]:
     """What the numbers do not say, in words."""
+    chance = [CHANCE_LIMIT] if is_chance(request) else []
     if request.device == SIMULATED:
-        return [SIMULATED_LIMIT, CPU_LIMIT, TABLE_LIMIT]
+        return [SIMULATED_LIMIT, *chance, CPU_LIMIT, TABLE_LIMIT]
     on_cpu = request.runtime in ON_CPU
     where = f"this machine's {'CPU' if on_cpu else 'GPU'}" if request.device == LOCAL else f"device {request.device}"
     measured = MEASURED_LIMIT.format(where=where, runtime=TITLES[request.runtime])
     launches = [LAUNCH_LIMIT] if request.runtime in LAUNCHES else []
-    return [measured, *([CPU_LIMIT] if on_cpu and request.device == LOCAL else []), *launches, TABLE_LIMIT]
+    return [measured, *chance, *([CPU_LIMIT] if on_cpu and request.device == LOCAL else []), *launches, TABLE_LIMIT]
 
 
 def write(job: Job, subject: Subject, table: LatencyTable, student: Student, window: Window, parity: Parity) -> None:
@@ -138,6 +144,8 @@ def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
     }
     engines = [f"{name}{kind}.onnx" for name in ("dense", "pruned") for kind in ("", "-fp32")]
     files = [f for f in (*engines, "dense.pt2", "pruned.pt2") if (run / f).exists()]
+    weights = run.record.get("weights") or {}
+    given = {"weights given": weights["sha256"]} if "sha256" in weights else {}
     run.update(
         budget_ms=window.limit_ms,
         quantile=budget.quantile,
@@ -146,10 +154,10 @@ def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
         dense_latency_ms=window.dense,
         speedup=window.speedup,
         quantiles=quantiles,
-        checks=checks,
+        checks=[*checks, *_better_than_chance(run.record, job.task.num_classes)],
         precision=job.request.precision,
         **job.rig.gain(),
-        hashes={f: hashlib.sha256((run / f).read_bytes()).hexdigest() for f in files},
+        hashes=given | {f: hashlib.sha256((run / f).read_bytes()).hexdigest() for f in files},
         input=job.task.data.contract(),
         size_bytes={n: (run / f"{n}.onnx").stat().st_size for n in ("dense", "pruned")},
         limits=limits_of(job.request),
@@ -305,6 +313,15 @@ def _checks(
     if gap is not None:
         rows.append(("cut equals masked", gap < 1e-5, f"differ by {gap:.1e} of the largest output, in float64"))
     return [{"name": n, "passed": ok, "detail": detail} for n, ok, detail in rows]
+
+
+def _better_than_chance(record: Mapping[str, Any], classes: int) -> list[dict[str, Any]]:
+    """A check that the dense network classifies at all; none for other tasks."""
+    if record["metric"] != Accuracy.name:
+        return []
+    found = Interval.from_json(record["metric_intervals"]["dense"])
+    detail = f"dense accuracy {found.estimate:.1%} [{found.low:.1%}, {found.high:.1%}], chance {1 / classes:.1%}"
+    return [{"name": "better than chance", "passed": found.low > 1 / classes, "detail": detail}]
 
 
 def masked_gap(subject: Subject, student: Student) -> float | None:

@@ -24,6 +24,7 @@ from cpd_edge.pipeline.planner import Planner
 from cpd_edge.pipeline.profiling import INT8_TABLE, MIXING
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import START, Progress, Student, plan_from_json, save_student
+from cpd_edge.pipeline.weights import origin
 from cpd_edge.report import write as write_report
 
 
@@ -73,14 +74,15 @@ def run(
     if record is not None and "verdict" in record.record:
         tell("load", 1.0, "")
         return record, _finished(record)
-    traced = None
+    traced, weights = None, origin(request, model is not None)
     if start is None and (record is None or not (record / "dense.pt2").exists()):
         model = model if model is not None else _model(request, task)
         check_model(task, model)
         traced = networks.trace(model, task.input_shape)
     if record is None:
         record = store.Run.create(folder, request.to_json())
-        record.update(command=command, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        record.update(command=command, created=now, weights=weights)
     if start is not None:
         begin(record, start)
     tell("load", 1.0, "")
@@ -114,7 +116,7 @@ def begin(record: store.Run, start: Path) -> None:
         plan = {k: v for k, v in store.read_json(other / "plan.json").items() if k != "format"}
         student = Student(networks.load(other / "pruned.pt2"), plan_from_json(plan), ())
         save_student(record / "checkpoints", START, student)
-    record.update(start=str(other.folder))
+    record.update(start=str(other.folder), weights=other.record.get("weights"))
 
 
 def _finished(record: store.Run) -> Network:

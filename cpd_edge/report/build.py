@@ -118,7 +118,7 @@ def surroundings(record: Record) -> Section:
 
 
 def repeat(record: Record) -> Section:
-    """The command that made this run, or goes on with it where it is unfinished, and the hashes of what it made."""
+    """The command that made this run, or goes on with it where it is unfinished, and the hashes of its files."""
     blocks: list[Block] = []
     done = bool(record.text("verdict"))
     command = record.text("command") if done else headline.going_on(record)

@@ -200,6 +200,12 @@ def _size(value: float | None) -> str | None:
     return None if value is None else write.size(value)
 
 
+def weights(record: Record) -> str:
+    """Where the dense network's weights come from, and the beginning of the file's hash."""
+    source, digest = record.text("weights", "source"), record.text("weights", "sha256")[:12]
+    return f"{source}, SHA-256 {digest}" if source and digest else source
+
+
 def meta(record: Record) -> tuple[tuple[str, str], ...]:
     """The line under the title: what, where, when."""
     env, request = record.at("environment"), record.at("request")
@@ -207,6 +213,7 @@ def meta(record: Record) -> tuple[tuple[str, str], ...]:
         ("Device", env.text("device") or request.text("device")),
         ("Runtime", env.text("runtime") or request.text("runtime")),
         ("Precision", env.text("precision") or request.text("precision")),
+        ("Weights", weights(record)),
         ("Data", request.text("data")),
         ("Budget", requested(record)),
         ("Run", record.text("run")),
