@@ -24,7 +24,7 @@ from cpd_edge.pipeline.planner import Planner
 from cpd_edge.pipeline.profiling import INT8_TABLE, MIXING
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import START, Progress, Student, plan_from_json, save_student
-from cpd_edge.pipeline.weights import origin
+from cpd_edge.pipeline.weights import origin, require_unchanged
 from cpd_edge.report import write as write_report
 
 
@@ -167,6 +167,7 @@ def _opened(request: Request, folder: Path, resume: bool) -> store.Run | None:
         store.Run.create(folder, {})  # refuses: the folder holds a run
     found = store.Run(folder)
     request.require_same(found.record["request"])
+    require_unchanged(request, found.record.get("weights") or {})
     return found
 
 

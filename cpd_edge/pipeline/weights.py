@@ -1,10 +1,13 @@
-"""Where the weights of a run's dense network come from, for its report."""
+"""Where the weights of a run's dense network come from: what its report says of them, and what `--resume` holds."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from cpd_edge.errors import UsageError
 from cpd_edge.intake import userfile
 from cpd_edge.intake.models import PRETRAINED, is_random
 from cpd_edge.pipeline.request import Request
@@ -33,6 +36,24 @@ def origin(request: Request, module: bool = False) -> dict[str, str]:
 def is_chance(request: Request) -> bool:
     """Whether the dense network's weights are random and stay so."""
     return is_random(request.model, _given(request)) and not request.train
+
+
+def require_unchanged(request: Request, recorded: Mapping[str, Any]) -> None:
+    """Refuses to resume a run whose file of weights holds something else now; one that is gone is not read again.
+
+    Raises:
+        UsageError: names the file and the ways out.
+    """
+    file, before = _file(request), recorded.get("sha256")
+    if file is None or before is None or not file.is_file():
+        return
+    now = _sha256(file)
+    if now != before:
+        raise UsageError(
+            f"{file} is not the file of weights that the run to resume began with: "
+            f"its SHA-256 was {before[:12]}, now {now[:12]}",
+            hint=f"put the old {file.name} back, or start a new --out",
+        )
 
 
 def _given(request: Request) -> Path | None:

@@ -14,7 +14,7 @@ from cpd_edge.intake.models import load_model
 from cpd_edge.pipeline.outcome import CHANCE_LIMIT, _better_than_chance, limits_of
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.weights import origin
-from cpd_edge.store import Run
+from cpd_edge.store import Run, read_json, write_json
 from cpd_edge.types import Budget
 
 HALF = Budget(speedup=2)
@@ -65,3 +65,20 @@ def test_a_report_names_the_file_of_weights_and_its_hash(weighted: tuple[Run, Pa
     assert f"- Weights: w.pt, SHA-256 {digest[:12]}\n" in twin
     assert f"| weights given | {digest} |" in twin
     assert [c["name"] for c in run.record["checks"]] == ["better than chance"]
+
+
+def test_a_run_does_not_go_on_with_other_weights(weighted: tuple[Run, Path, tuple[str, ...]], shell: Shell) -> None:
+    """The file holds something else now: refused, with both ways out; gone, or never hashed: it is not read again."""
+    run, file, words = weighted
+    began, record = file.read_bytes(), read_json(run / "run.json")
+    assert shell(*words, "--resume").code == 0
+    torch.save({k: v + 1 for k, v in torch.load(file).items()}, file)
+    done = shell(*words, "--resume")
+    assert done.code == 2 and "w.pt is not the file of weights that the run to resume began with" in done.err
+    assert "put the old w.pt back, or start a new --out" in done.err
+    write_json(run / "run.json", {k: v for k, v in record.items() if k != "weights"})
+    assert shell(*words, "--resume").code == 0
+    write_json(run / "run.json", record)
+    file.unlink()
+    assert shell(*words, "--resume").code == 0
+    file.write_bytes(began)
