@@ -41,13 +41,13 @@ def summary(r: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{r['verdict']}: {r['reason']}",
+            *checks_line(r),
             f"  latency   p{100 * r['quantile']:g} {span(r['latency_ms'])} against {r['budget_ms']:.4g} ms",
             f"  dense     p{100 * r['quantile']:g} {span(r['dense_latency_ms'])}",
             f"  speed-up  {span(r['speedup'], 'x')} {how_known(r)}, with {ratios(r)}",
             f"  {r['metric']:<9} {percent[0]} dense, {percent[1]} pruned (as deployed)",
             *fp32_line(r),
             *mixture_line(r),
-            *checks_line(r),
             f"  predicted {r['predicted_ms']:.4g} ms, gap {r['gap']:.2%}, rounds {r['rounds']}",
             f"  report    {Path(r['run']) / 'report.html'}",
         ]

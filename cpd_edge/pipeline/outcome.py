@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 REPEATS = 30
 """Profiled inferences behind the times of layers."""
+AGAIN = "; measure again on a quieter machine: cpd-edge bench"
+"""What to do about a trend."""
 WORST = 5
 """How many classes are listed as the ones that lost most."""
 
@@ -288,6 +291,8 @@ def _checks(
     plan, gap, stop = student.plan, masked_gap(subject, student), str(job.run.record.get("stop"))
     median, most = report["holdout_median_error"], report["holdout_p90_error"]
     void = [str(what) for what in job.run.record.get("void", [])]
+    steady = bool(job.run.record.get("steady"))
+    drift = ", ".join(f"{n} {_drift(job.run.load_measurement(n).samples_ns):+.1%}" for n in ("dense", "pruned"))
     rows = [
         (
             "engine equals torch",
@@ -295,7 +300,7 @@ def _checks(
             f"{parity.max_rel:.1e} of the largest output on {parity.inputs} images, tolerance {parity.tolerance:.2g}",
         ),
         ("interval inside its target", stop == INSIDE, stop),
-        ("no trend while measuring", bool(job.run.record.get("steady")), "first third against last third"),
+        ("no trend while measuring", steady, f"last third against first: {drift}{'' if steady else AGAIN}"),
         ("no slow-down of the device", not void, "; ".join(void) or "its sensors told of none"),
         ("optimal plan", plan.gap <= 1e-3, f"gap {plan.gap:.2%} of the objective, solved in {plan.seconds:.2f} s"),
         ("table predicts", median <= 0.05, f"held-out plans: median error {median:.1%}, 90 % within {most:.1%}"),
@@ -313,6 +318,12 @@ def _checks(
     if gap is not None:
         rows.append(("cut equals masked", gap < 1e-5, f"differ by {gap:.1e} of the largest output, in float64"))
     return [{"name": n, "passed": ok, "detail": detail} for n, ok, detail in rows]
+
+
+def _drift(samples_ns: npt.NDArray[np.int64]) -> float:
+    """How far the median of the last third lies above that of the first, relative."""
+    third = max(len(samples_ns) // 3, 1)
+    return float(np.median(samples_ns[-third:]) / np.median(samples_ns[:third])) - 1
 
 
 def _better_than_chance(record: Mapping[str, Any], classes: int) -> list[dict[str, Any]]:

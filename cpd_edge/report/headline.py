@@ -99,6 +99,13 @@ def unfinished(record: Record) -> tuple[str, str]:
     )
 
 
+def doubt(record: Record) -> str:
+    """`2 of 7 checks failed: optimal plan, table predicts`; '' where none did."""
+    rows = record.rows("checks")
+    failed = [row.text("name") or "unnamed" for row in rows if row.value("passed") is False]
+    return f"{len(failed)} of {len(rows)} checks failed: {', '.join(failed)}" if failed else ""
+
+
 def headline(record: Record) -> Headline:
     """The verdict as recorded; a run without one is shown as unfinished, with what it lacks."""
     verdict = record.text("verdict").upper()
@@ -115,6 +122,7 @@ def headline(record: Record) -> Headline:
         tone=TONES.get(verdict, "none"),
         sentence=said,
         reason=why,
+        doubt=doubt(record),
         figure=drawn,
     )
 

@@ -111,12 +111,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Headline:
-    """The verdict and its sentence; `tone` names the banner's colour."""
+    """The verdict and its sentence; `tone` names the banner's colour, `doubt` says which checks failed."""
 
     verdict: str
     tone: str
     sentence: str
     reason: str
+    doubt: str = ""
     figure: Figure | None = None
 
 

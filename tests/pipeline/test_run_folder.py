@@ -147,6 +147,17 @@ def test_raw_samples_are_those_of_the_record(finished: tuple[Run, Done]) -> None
         assert kept.environment["runtime_version"] == run.record["environment"]["runtime_version"]
 
 
+def test_the_check_for_a_trend_says_how_large_it_is(finished: tuple[Run, Done]) -> None:
+    """Of either engine, from its raw samples; where it failed, what to do about it."""
+    run, _ = finished
+    (check,) = [c for c in run.record["checks"] if c["name"] == "no trend while measuring"]
+    for name in ("dense", "pruned"):
+        samples_ns = run.load_measurement(name).samples_ns
+        first, last = samples_ns[: len(samples_ns) // 3], samples_ns[-(len(samples_ns) // 3) :]
+        assert f"{name} {np.median(last) / np.median(first) - 1:+.1%}" in check["detail"]
+    assert check["passed"] != check["detail"].endswith("measure again on a quieter machine: cpd-edge bench")
+
+
 def test_report_names_the_verdict_and_both_ratios(finished: tuple[Run, Done]) -> None:
     """The report's Markdown twin says the verdict, and never a speed-up without the MACs ratio."""
     run, _ = finished

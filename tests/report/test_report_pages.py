@@ -288,6 +288,16 @@ def test_verdict_shows(verdict: str, latency: dict[str, Any], said: str, tone: s
     assert said in page and said in twin and twin.startswith(f"# {verdict}: ")
 
 
+def test_failed_checks_stand_beside_the_verdict() -> None:
+    """How many of how many, by name, in both twins, and the page leads to them; nothing where none failed."""
+    record, said = sample_record.record(), "1 of 5 checks failed: governor"
+    page, twin = pages(record)
+    assert f'<p class="doubt"><a href="#checks">{said}</a></p>' in page and 'id="checks"' in page
+    assert f"**{said}**" in twin.partition("\n| ")[0]
+    sound = [{**row, "passed": row["passed"] is not None or None} for row in record["checks"]]
+    assert all("checks failed" not in text for text in pages({**record, "checks": sound}))
+
+
 def test_quantile_below_its_floor_is_no_number() -> None:
     """A null quantile reads `not supported by n`."""
     _, twin = pages(sample_record.record())
