@@ -288,6 +288,15 @@ def test_verdict_shows(verdict: str, latency: dict[str, Any], said: str, tone: s
     assert said in page and said in twin and twin.startswith(f"# {verdict}: ")
 
 
+@pytest.mark.parametrize(("asked", "said"), [(1.8, 1), (None, 0)])
+def test_limits_that_move_from_round_to_round_are_explained(asked: float | None, said: int) -> None:
+    """A budget relative to the dense engine has other milliseconds in each window; one in milliseconds has not."""
+    record = sample_record.record()
+    record["request"]["speedup"] = asked
+    sentence = "so the limit in ms and the prediction move with it."
+    assert [text.count(sentence) for text in pages(record)] == [said, said]
+
+
 def test_failed_checks_stand_beside_the_verdict() -> None:
     """How many of how many, by name, in both twins, and the page leads to them; nothing where none failed."""
     record, said = sample_record.record(), "1 of 5 checks failed: governor"
