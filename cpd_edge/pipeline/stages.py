@@ -25,6 +25,7 @@ from cpd_edge.pipeline.profiling import INT8_TABLE, MIXING
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import START, Progress, Student, plan_from_json, save_student
 from cpd_edge.pipeline.weights import origin, require_unchanged
+from cpd_edge.report import moved
 from cpd_edge.report import write as write_report
 
 
@@ -168,6 +169,9 @@ def _opened(request: Request, folder: Path, resume: bool) -> store.Run | None:
     found = store.Run(folder)
     request.require_same(found.record["request"])
     require_unchanged(request, found.record.get("weights") or {})
+    if moved(found):
+        found.update(run=str(folder))
+        (found / "report.html").unlink(missing_ok=True)  # it names the old folder; `_finished` writes it again
     return found
 
 

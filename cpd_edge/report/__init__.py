@@ -6,6 +6,6 @@
 state the same facts. `figures` draws SVG by hand, `format` is the only place that writes numbers.
 """
 
-from cpd_edge.report.build import write
+from cpd_edge.report.build import moved, write
 
-__all__ = ["write"]
+__all__ = ["moved", "write"]

@@ -30,11 +30,16 @@ def write(folder: Path) -> Path:
         StoreError: the folder holds no run, or one of a newer format, or samples that cannot be read.
     """
     run = store.Run(folder)
-    report = view(run.record, samples(run))
+    report = view({**run.record, "run": str(folder)} if moved(run) else run.record, samples(run))
     store.write_text(folder / "report.md", markdown(report))
     page = folder / "report.html"
     store.write_text(page, html(report))
     return page
+
+
+def moved(run: store.Run) -> bool:
+    """Whether a run lies in another folder than its record says: it was moved or copied since."""
+    return Path(as_text(run.record.get("run"))).resolve() != run.folder.resolve()
 
 
 def samples(run: store.Run) -> latency.Samples:
@@ -121,7 +126,7 @@ def repeat(record: Record) -> Section:
     """The command that made this run, or goes on with it where it is unfinished, and the hashes of its files."""
     blocks: list[Block] = []
     done = bool(record.text("verdict"))
-    command = record.text("command") if done else headline.going_on(record)
+    command = headline.repeating(record) if done else headline.going_on(record)
     if command:
         blocks.append(Code(command))
     hashes = record.at("hashes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 
 from cpd_edge.report import figures
@@ -78,10 +79,28 @@ def sentence(record: Record) -> str:
 
 def going_on(record: Record) -> str:
     """The command that goes on with an unfinished run; a point of a sweep goes on with its sweep. '' if not known."""
-    command, folder = record.text("command"), Path(record.text("run"))
-    if not command or not record.text("run"):
-        return ""
-    return resumed(command, folder.parent if command.split()[1:2] == ["sweep"] else folder)
+    command = repeating(record)
+    return resumed(command, _typed_folder(record)) if command and record.text("run") else ""
+
+
+def repeating(record: Record) -> str:
+    """The command as it was typed, but for the folder where it names one: runs are moved and copied."""
+    command = record.text("command")
+    if "--out" not in command or not record.text("run"):
+        return command
+    words, folder = shlex.split(command), str(_typed_folder(record))
+    for i, word in enumerate(words):
+        if word == "--out":
+            words[i + 1 : i + 2] = [folder]
+        elif word.startswith("--out="):
+            words[i] = f"--out={folder}"
+    return shlex.join(words)
+
+
+def _typed_folder(record: Record) -> Path:
+    """The run's folder, or that of the sweep that it is a point of."""
+    folder = Path(record.text("run"))
+    return folder.parent if record.text("command").split()[1:2] == ["sweep"] else folder
 
 
 def unfinished(record: Record) -> tuple[str, str]:

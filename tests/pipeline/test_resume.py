@@ -213,6 +213,18 @@ def test_resume_of_a_run_that_died_before_its_report_writes_it(classified: tuple
     assert (run / "report.html").is_file()
 
 
+def test_a_copied_run_is_where_it_was_copied_to(classified: tuple[Run, Done], shell: Shell) -> None:
+    """Resumed in its new folder, it prints that one, and its record and its report name no other."""
+    shutil.copytree(classified[0].folder, shell.folder / "copied")
+    done = shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", "copied", "--resume")
+    assert done.code == classified[1].code and "report    copied/report.html" in done.out
+    copy = Run(shell.folder / "copied")
+    assert copy.record == {**classified[0].record, "run": "copied"}
+    for twin in ("report.html", "report.md"):
+        text = (copy / twin).read_text()
+        assert "--out copied" in text and "classified" not in text
+
+
 @pytest.mark.parametrize("verdict", EXIT_CODES)
 def test_the_exit_code_of_every_verdict(classified: tuple[Run, Done], shell: Shell, verdict: str) -> None:
     """PASS exits 0, FAIL 1, INCONCLUSIVE 3."""

@@ -79,10 +79,11 @@ def paths(data: object, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 def test_write_leaves_both_twins_and_nothing_else(tmp_path: Path) -> None:
     """`write` returns the page, puts the Markdown beside it, and leaves no temporary file."""
-    page = report.write(folder(tmp_path, sample_record.record()))
+    record = {**sample_record.record(), "run": str(tmp_path)}
+    page = report.write(folder(tmp_path, record))
     assert page == tmp_path / "report.html"
     assert {p.name for p in tmp_path.iterdir()} == {"run.json", "samples", "report.html", "report.md"}
-    assert (page.read_text(), (tmp_path / "report.md").read_text()) == pages(sample_record.record())
+    assert (page.read_text(), (tmp_path / "report.md").read_text()) == pages(record)
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -98,6 +99,14 @@ def test_page_is_well_formed_and_needs_nothing_else() -> None:
     assert len(parser.ids) == len(set(parser.ids))
     assert not parser.seen & {"script", "link", "img", "iframe", "object"}
     assert not re.search(r"https?://|url\(|@import|\son\w+=", page)
+
+
+def test_a_moved_run_names_the_folder_it_is_in(tmp_path: Path) -> None:
+    """At the top, and in the command that repeats it."""
+    report.write(folder(tmp_path, {**sample_record.record(), "command": "cpd-edge prune net --out old/place"}))
+    twin = (tmp_path / "report.md").read_text()
+    assert "old/place" not in twin and "runs/resnet50" not in twin
+    assert f"cpd-edge prune net --out {tmp_path}\n" in twin
 
 
 def test_every_drawing_speaks() -> None:
@@ -250,13 +259,14 @@ def test_an_unfinished_run_says_what_is_missing_and_what_goes_on_with_it() -> No
 @pytest.mark.parametrize(
     ("command", "goes_on"),
     [
-        ("cpd-edge prune net --out=here", "cpd-edge prune net --out=here --resume"),
-        ("cpd-edge prune net --out here --resume", "cpd-edge prune net --out here --resume"),
+        ("cpd-edge prune net --out=there", "cpd-edge prune net --out=runs/one --resume"),
+        ("cpd-edge prune net --out there --resume", "cpd-edge prune net --out runs/one --resume"),
+        ("cpd-edge sweep net --speedups 2,3 --out there", "cpd-edge sweep net --speedups 2,3 --out runs --resume"),
         ("cpd-edge sweep net --speedups 2,3", "cpd-edge sweep net --speedups 2,3 --out runs --resume"),
     ],
 )
 def test_the_command_that_goes_on_names_the_folder_once(command: str, goes_on: str) -> None:
-    """Whether or not it was typed; a point of a sweep goes on with the sweep."""
+    """The one that it is in, whether or not one was typed; a point of a sweep goes on with the sweep."""
     assert f"    {goes_on}\n" in unfinished(command=command)
 
 
