@@ -180,9 +180,13 @@ class Budget:
                 "a budget is either milliseconds or a speed-up", hint="give --budget-ms MS or --speedup X"
             )
         if self.limit_ms is not None and not (math.isfinite(self.limit_ms) and self.limit_ms > 0):
-            raise BudgetError(f"budget of {self.limit_ms} ms: it must be above 0", hint="for example --budget-ms 12")
-        if self.speedup is not None and not (math.isfinite(self.speedup) and self.speedup > 0):
-            raise BudgetError(f"speed-up of {self.speedup}: it must be above 0", hint="for example --speedup 2")
+            raise BudgetError(
+                f"budget of {self.limit_ms} ms: it must be finite and above 0", hint="for example --budget-ms 12"
+            )
+        if self.speedup is not None and not (math.isfinite(self.speedup) and self.speedup >= 1):
+            raise BudgetError(
+                f"speed-up of {self.speedup}: it must be finite and at least 1", hint="for example --speedup 2"
+            )
         if not 0 < self.quantile < 1:
             raise BudgetError(
                 f"quantile {self.quantile}: it must lie between 0 and 1", hint="for example --quantile 0.99"

@@ -85,11 +85,14 @@ def in_speedups(error: InfeasibleError, budget: Budget, dense_ms: float) -> Infe
     if budget.speedup is None or error.resource != LATENCY:
         return error
     reached = dense_ms / error.floor_ms
+    ask = error.hint
+    if reached >= LEEWAY:
+        ask = f"ask for --speedup {_down(reached / LEEWAY)} or less, or {error.hint.removeprefix('ask for ')}"
     return InfeasibleError(
         f"{error.what}; that is {_down(reached)} x faster than dense, {budget.speedup:g} x was asked for",
         floor_ms=error.floor_ms,
         binding=error.binding,
-        hint=f"ask for --speedup {_down(reached / LEEWAY)} or less, or {error.hint.removeprefix('ask for ')}",
+        hint=ask,
         resource=error.resource,
         floor=error.floor,
         beside=error.beside,

@@ -26,6 +26,8 @@ PRUNES = {
     "budget of 0": ((NET, *DATA, "--budget-ms", "0"), "--budget-ms 12"),
     "budget below 0": ((NET, *DATA, "--budget-ms", "-3"), "--budget-ms 12"),
     "budget that is no number": ((NET, *DATA, "--budget-ms", "nan"), "--budget-ms 12"),
+    "budget without end": ((NET, *DATA, "--budget-ms", "inf"), "it must be finite and above 0"),
+    "speed-up below 1": ((NET, *DATA, "--speedup", "0.5"), "it must be finite and at least 1"),
     "no budget": ((NET, *DATA), "--budget-ms MS or --speedup X"),
     "two budgets": ((NET, *DATA, *TWICE, "--budget-ms", "1"), "--budget-ms MS or --speedup X"),
     "speed-up of 0": ((NET, *DATA, "--speedup", "0"), "--speedup 2"),
@@ -125,7 +127,7 @@ def test_an_error_is_one_json_object_too(shell: Shell) -> None:
     assert done.code == 2
     assert done.json == {
         "error": "BudgetError",
-        "message": "speed-up of -1.0: it must be above 0",
+        "message": "speed-up of -1.0: it must be finite and at least 1",
         "hint": "for example --speedup 2",
     }
 

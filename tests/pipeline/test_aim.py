@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpd_edge.pipeline.aim import AIM, Window, delta_of, judge, learned_delta, limit_of, table_limit_ms
+from cpd_edge.errors import InfeasibleError
+from cpd_edge.pipeline.aim import AIM, Window, delta_of, in_speedups, judge, learned_delta, limit_of, table_limit_ms
 from cpd_edge.types import Budget, Comparison, Interval, Measurement
 
 MS = st.floats(1e-3, 1e3)
@@ -95,6 +96,15 @@ def test_a_budget_in_ms_is_judged_by_the_interval(pruned_ms: float, spread: floa
 def test_a_speedup_must_hold_in_ratio_and_latency(pruned_ms: float, ratio: tuple[float, float], verdict: str) -> None:
     """A speed-up passes only where both the paired ratio and the latency itself are inside."""
     assert judge(comparison(10.0, pruned_ms, ratio), Budget(speedup=2.0)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("floor_ms", "hint"), [(5.0, "--speedup 1.9 or less, or --budget-ms 9"), (9.8, "--budget-ms 9")]
+)
+def test_a_speedup_that_is_none_is_not_offered(floor_ms: float, hint: str) -> None:
+    """Where the floor is hardly below the dense latency, only milliseconds are left to ask for."""
+    error = InfeasibleError("no plan", floor_ms=floor_ms, binding=(), hint="ask for --budget-ms 9")
+    assert in_speedups(error, Budget(speedup=2.0), 10.0).hint == f"ask for {hint}"
 
 
 def test_close_is_the_upper_end_over_the_limit() -> None:
