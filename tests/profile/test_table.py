@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from formula_runtime import GROUPS, KEY, REGIONS, A, Device, build, measured, truth_ms
+from formula_runtime import GROUPS, KEY, REGIONS, A, C, D, Device, build, measured, truth_ms
 
 from cpd_edge.errors import TableError
 from cpd_edge.layout import Leaf, Prod, size
@@ -289,3 +290,29 @@ def test_the_frame_has_a_row_per_region_and_sample() -> None:
     frame = table.to_pandas()
     assert len(frame) == len(REGIONS) * len(table.samples)
     assert {"region", "ms", "predicted_ms", "held_out", "width.a"} <= set(frame.columns)
+
+
+@pytest.mark.parametrize(
+    ("change", "extra_ms", "outside"),
+    [
+        ({"joined": (D,)}, 0.0075, True),
+        ({"joined": (D,)}, 0.0065, False),
+        ({"joined": (D,), "within": ("d",)}, 0.3, False),
+        ({"joined": (D,), "reads": D}, 0.3, False),
+        ({"joined": (D,), "writes": D}, 0.3, False),
+        ({"joined": (D,), "weight": (C, D)}, 0.3, False),
+    ],
+    ids=["joined", "slight", "within", "read", "written", "weighed"],
+)
+def test_a_width_is_outside_where_it_moves_a_region_that_does_not_know_the_group(
+    change: dict[str, Any], extra_ms: float, outside: bool
+) -> None:
+    """Joining an odd width costs it more: unless a grid over the group has that, or it is a thousandth of the whole."""
+    extra = Extra("joined", "indivisible", 4, 8)
+    regions = tuple(replace(r, **change) if r.name == "two" else r for r in REGIONS)
+    models = {r.name: Model(Form(), (1.0, 0.0, 0.0, 0.0)) for r in regions}
+    models["two"] = Model(Form(extras=(extra,)), (1.0, 0.0, 0.0, 0.0, extra_ms, 0.0, 0.0, 0.0))
+    least = Sample(dict.fromkeys(GROUPS, 1), {}, {}, 0.0, 1.0, 1.0, False)
+    table = LatencyTable(KEY, GROUPS, regions, (least,), models, 0.0)
+    told = table.contained("d", np.asarray([7, 12, 13, 127, 128]))
+    assert told.tolist() == [True, True, not outside, not outside, True]
