@@ -12,7 +12,7 @@ import pytest
 from cpd_edge.errors import InfeasibleError, TableError
 from cpd_edge.layout import Leaf, Prod, Sum, size
 from cpd_edge.solve.milp import solve
-from cpd_edge.solve.pose import losses, plan_from, problem_from
+from cpd_edge.solve.pose import Elsewhere, losses, plan_from, problem_from
 from cpd_edge.solve.ways import PLAIN, Variant, Ways
 from cpd_edge.types import STRAIGHT, Amount, Bend, Importance, Passage, Region
 
@@ -217,3 +217,21 @@ def test_a_region_that_was_not_measured_so_is_refused() -> None:
     half = Ways(variants=(Variant("int8", Simulated(INTEGERS.pace, REGIONS[:2])),))
     with pytest.raises(TableError, match="a: the int8 table"):
         problem_from(FLOATS, importance(0), 1.0, ways=half)
+
+
+class Refusing(Simulated):
+    """One in which regions elsewhere run otherwise at one width of x."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(dict.fromkeys(BY_NAME, 1.0))
+        self.width = width
+
+    def contained(self, group: str, widths: np.ndarray) -> np.ndarray:
+        return np.asarray((group != "x") | (widths != self.width))
+
+
+def test_a_width_is_offered_where_every_table_takes_it() -> None:
+    """This device's, another one's and another precision's each refuse one of their own."""
+    ways, board = replace(WAYS, variants=(Variant("int8", Refusing(7)),)), Elsewhere("board", Refusing(5), 1e9)
+    found = problem_from(Refusing(3), importance(0), 1.0, elsewhere=[board], ways=ways).candidates
+    assert (found["x"].tolist(), found["y"].tolist()) == ([2, 4, 6, 8], [2, 3, 4, 5, 6])
