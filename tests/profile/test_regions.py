@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -355,3 +355,32 @@ def test_sizes_that_other_nodes_work_out_are_known_and_integers_are_not_timed() 
     model = helper.make_model(helper.make_graph(nodes, "resized", [x], [y], constants))
     assert infer_shapes(model)["y"] == (1, 4, 4, 4)
     assert single_operations(model, {node.name for node in nodes}).keys() == {"body"}
+
+
+def test_what_is_joined_is_followed_through_a_convolution_of_no_known_weight_and_through_no_matrix_product() -> None:
+    """What widths such a convolution reads is not known, so those before it decide; a product's result is plain."""
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "stem"], ["a"], "stem"),
+        node("MatMul", ["a", "turn"], ["turned"], "turn"),
+        node("GlobalAveragePool", ["turned"], ["one"], "behind product"),
+        node("Conv", ["a", "nameless"], ["b"], "unknown"),
+        node("GlobalAveragePool", ["b"], ["two"], "behind unknown"),
+        node("Conv", ["a", "body"], ["c"], "known"),
+        node("GlobalAveragePool", ["c"], ["three"], "behind known"),
+        node("Concat", ["one", "two", "three"], ["y"], "cat", axis=1),
+    ]
+    weights = [weight("stem", 8, 3, 1, 1), weight("turn", 4, 4), weight("nameless", 8, 8, 1, 1)]
+    feed, out = (helper.make_tensor_value_info(n, 1, dims) for n, dims in (("x", [1, 3, 4, 4]), ("y", [1, 32, 1, 1])))
+    graph = helper.make_graph(nodes, "net", [feed], [out], [*weights, weight("body", 16, 8, 1, 1)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    regions = find_regions(model, {"stem": (A, RGB, ONE, ONE), "body": (B, A, ONE, ONE)})
+    joined = {r.name: r.joined for r in regions}
+    assert (joined["behind product"], joined["behind unknown"], joined["behind known"]) == ((), (RGB,), (A,))
+
+
+def test_what_is_joined_is_part_of_the_signature() -> None:
+    """A table of regions that join something else is another one's."""
+    regions = find_regions(network(), layouts(activations=True))
+    alone = [replace(r, joined=()) for r in regions]
+    assert signature(alone, {"a": 8}) != signature(regions, {"a": 8})
