@@ -25,8 +25,8 @@ from cpd_edge.profile.exchange import COLUMNS, from_frame, merge, read_file, sto
 from cpd_edge.profile.fit import Samples
 from cpd_edge.profile.forms import Extra, Form, Model
 from cpd_edge.profile.library import Library, region_signature
-from cpd_edge.profile.sample import profile
-from cpd_edge.profile.table import LatencyTable, table_folder
+from cpd_edge.profile.sample import FIRST_CHECK, profile
+from cpd_edge.profile.table import ENOUGH, LatencyTable, table_folder
 from cpd_edge.store import held, write_json
 from cpd_edge.types import Region
 
@@ -315,3 +315,28 @@ def test_every_column_is_there(table: LatencyTable) -> None:
     frame = to_frame([table])
     assert list(frame.columns) == list(COLUMNS) and len(frame) == len(table.samples) * len(SHAPED)
     assert frame["reads"].iloc[1] == GROUPS["a"] and not measured(Device(), samples=8).known_regions
+
+
+def test_a_profile_that_goes_on_looks_at_errors_when_it_meant_to(tmp_path: Path) -> None:
+    """A relative's table that came since changes nothing of which networks are measured until then."""
+    key = {**KEY, "signature": "89ab"}
+    folder, options = table_folder(tmp_path, key), {"samples": 40, "holdout": 8}
+    whole = shaped(Device(noise=0.01), None, key, **options)
+    with pytest.raises(KeyboardInterrupt):
+        shaped(Device(noise=0.01, dies_after=2), folder, key, **options)
+    shaped(Device(noise=0.01), table_folder(tmp_path, KEY), **options)
+    resumed = shaped(Device(noise=0.01), folder, key, **options)
+    first = FIRST_CHECK + 8
+    assert resumed.known_regions and [s.widths for s in resumed.samples[:first]] == [
+        s.widths for s in whole.samples[:first]
+    ]
+
+
+@pytest.mark.parametrize(("own", "leans"), [(ENOUGH - 1, True), (ENOUGH, False)])
+def test_enough_samples_of_its_own_speak_for_themselves(own: int, leans: bool) -> None:
+    """From so many on, what fits the layers in other networks does not move the fit; its count is still told."""
+    samples = [replace(s, held_out=False) for s in shaped(Device(noise=0.01), None, samples=ENOUGH).samples[:own]]
+    alone = LatencyTable.fitted(KEY, GROUPS, SHAPED, samples)
+    wrong = {n: replace(m, coefficients=tuple(2 * c for c in m.coefficients)) for n, m in alone.models.items()}
+    found = LatencyTable.fitted(KEY, GROUPS, SHAPED, samples, elsewhere=lambda regions, here: wrong)
+    assert (found.models != alone.models, found.known_regions) == (leans, len(SHAPED))
