@@ -142,3 +142,22 @@ def test_a_network_whose_turns_met_a_slow_machine_is_known_by_its_kernels() -> N
     slow._window = window  # type: ignore[method-assign]
     sample = slow.measure({"a": 24}, False, before)
     assert (windows, sample.total_ms) == (2, pytest.approx(DENSE_MS * 24 / 64))
+
+
+@pytest.mark.parametrize(("share", "windows"), [(0.45, 1), (0.55, 2)])
+def test_a_window_in_which_the_cpu_was_taken_away_is_measured_again(share: float, windows: int) -> None:
+    """From one involuntary switch for two inferences on; the window without them is kept, whatever else it says."""
+    seen: list[Any] = []
+    bench_here = bench(Machine(0, 1.0))
+    inner = bench_here._window
+
+    def window(*given: Any) -> Any:
+        found = replace(inner(*given), switches=0.0)
+        first = replace(found, ratios=2 * found.ratios, switches=share * found.inferences)
+        seen.append(found if seen else first)
+        return seen[-1]
+
+    bench_here._window = window  # type: ignore[method-assign]
+    sample = bench_here.measure({"a": 24}, False)
+    assert len(seen) == windows
+    assert sample.total_ms == pytest.approx(DENSE_MS * 24 / 64 * (2 if windows == 1 else 1))
