@@ -132,3 +132,9 @@ def test_few_networks_tell_nothing_of_the_whole() -> None:
     few, _ = simulated(0, 12, 1.1, 0.003)
     assert fit_whole(REGIONS, few, FIXED_MS, {}) == (fit.fit(REGIONS, few, {}), STRAIGHT)
     assert fit_whole(REGIONS, simulated(0, 13, 1.1, 0.003)[0], FIXED_MS, {})[1] != STRAIGHT
+
+
+def test_regions_that_join_anything_are_of_a_kind_of_their_own() -> None:
+    """What they join may make them cost more: neither form nor level of the others is theirs."""
+    assert fit.kind_of(REGIONS[2]) != fit.kind_of(replace(REGIONS[2], joined=(REGIONS[0].writes,)))
+    assert fit.kind_of(REGIONS[2]) == fit.kind_of(REGIONS[1])
