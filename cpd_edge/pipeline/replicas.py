@@ -18,14 +18,21 @@ from cpd_edge.pipeline.bench import Progress, bench
 from cpd_edge.store import plain
 from cpd_edge.types import Interval
 
+OWN = ("load_ms", "stages", "stages_sum_ms", "mean_ms", "unattributed_ms")
+"""What is told of each process and not of all together."""
+KEPT = (
+    "latency_ms", "against_latency_ms", "speedup", "outcome", "stop", "steady", "interference", "outliers", "energy",
+    "throttling", *OWN,
+)  # fmt: skip
+
 
 def replicated(count: int, *, out: Path | None, progress: Progress, **request: Any) -> dict[str, Any]:
     """`bench` once in each of `count` fresh processes, one after the other; what `--json` prints.
 
     The latency's estimate is the median of the processes'; its interval spans theirs, so a verdict holds for each.
-    Energy is the mean over processes, and a slow-down of the device in any of them counts. Added to what the last one
-    said: `processes`, what each found, and `process_spread`, the relative distance between the fastest and the slowest
-    estimate.
+    Energy is the mean over processes; a slow-down of the device in any of them counts, and so does the most that other
+    work took the CPU. Loads and stages are each process's own. Added: `processes`, what each found, and
+    `process_spread`, the relative distance between the fastest and the slowest estimate.
 
     Args:
         count: of processes.
@@ -51,34 +58,24 @@ def replicated(count: int, *, out: Path | None, progress: Progress, **request: A
 
 def joined(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One result from those of several processes."""
-    latency = _spanning([Interval.from_json(row["latency_ms"]) for row in rows])
+    latency = _spanned(rows, "latency_ms")
     estimates = [row["latency_ms"]["estimate"] for row in rows]
-    kept = (
-        "latency_ms",
-        "against_latency_ms",
-        "speedup",
-        "outcome",
-        "stop",
-        "steady",
-        "interference",
-        "outliers",
-        "load_ms",
-        "energy",
-        "throttling",
-    )
-    out = {**rows[-1], "latency_ms": latency, "outliers": sum(row["outliers"] for row in rows)}
+    out = {name: value for name, value in rows[-1].items() if name not in OWN}
+    out |= {"latency_ms": latency, "outliers": sum(row["outliers"] for row in rows)}
     out |= {
-        "processes": [{name: row[name] for name in kept if name in row} for row in rows],
+        "processes": [{name: row[name] for name in KEPT if name in row} for row in rows],
         "process_spread": max(estimates) / min(estimates) - 1,
         "energy": mean_energy([row["energy"] for row in rows]),
         "throttling": _each_once(what for row in rows for what in row["throttling"]),
         "void": _each_once(what for row in rows for what in row["void"]),
         "steady": all(row["steady"] for row in rows),
+        "interference": max((row["interference"] for row in rows if row["interference"] is not None), default=None),
         "stop": "; ".join(_each_once(row["stop"] for row in rows)),
     }
     if "speedup" in out:
-        ratio = _spanning([Interval.from_json(row["speedup"]) for row in rows])
-        out |= {"speedup": ratio, "outcome": outcome(ratio, Protocol().margin)}
+        ratio = _spanned(rows, "speedup")
+        against = _spanned(rows, "against_latency_ms")
+        out |= {"against_latency_ms": against, "speedup": ratio, "outcome": outcome(ratio, Protocol().margin)}
     if "verdict" in out:
         out["verdict"] = stats.verdict(latency, out["budget_ms"])
     found: dict[str, Any] = plain(out)
@@ -113,8 +110,9 @@ def _each_once(found: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _spanning(intervals: Sequence[Interval]) -> Interval:
+def _spanned(rows: Sequence[dict[str, Any]], name: str) -> Interval:
     """From the lowest bound to the highest, around the median of the estimates."""
+    intervals = [Interval.from_json(row[name]) for row in rows]
     return Interval(
         float(np.median([i.estimate for i in intervals])),
         min(i.low for i in intervals),

@@ -122,7 +122,7 @@ def row(estimate: float = 4.5, **other: Any) -> dict[str, Any]:
     """What one process found."""
     span = {"estimate": estimate, "low": estimate - 0.1, "high": estimate + 0.1, "n": 50}
     found = {"latency_ms": span, "outliers": 0, "steady": True, "energy": energy(2.0), "throttling": [], "void": []}
-    return {**found, "stop": "x", "budget_ms": 5.0, "verdict": "PASS", **other}
+    return {**found, "stop": "x", "budget_ms": 5.0, "verdict": "PASS", "interference": 0.0, **other}
 
 
 @pytest.mark.parametrize("slowed", [0, 1, 2])
@@ -211,3 +211,20 @@ def test_the_unpaired_ratio_covers_the_true_one() -> None:
     assert 0.93 <= held / 1000 <= 0.97
     open_ended = unpaired_speedup(Interval(3.0, 2.9, float("inf"), 9), Interval(2.0, 0.0, 2.1, 20))
     assert (open_ended.high, open_ended.n) == (float("inf"), 9)
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_no_process_speaks_for_the_others(last: int) -> None:
+    """Beside the pooled latency stands what is pooled too; what belongs to one process stands with that process."""
+    own = {"load_ms": {"first_load": 1.0}, "stages": {}, "stages_sum_ms": 1.0, "mean_ms": 1.0, "unattributed_ms": 0.1}
+    ratio = {"estimate": 1.1, "low": 1.05, "high": 1.2, "n": 9}
+    rows = [
+        row(against_latency_ms={"estimate": ms, "low": ms - 1, "high": ms + 1, "n": 9}, speedup=ratio, interference=n)
+        | own
+        for ms, n in ((10.0, None), (14.0, 70.0))
+    ]
+    found = joined(rows[last:] + rows[:last])
+    assert found["against_latency_ms"] == {"estimate": 12.0, "low": 9.0, "high": 15.0, "n": 18}
+    assert found["interference"] == 70.0 and not own.keys() & found.keys()
+    assert all({**process, **own} == process for process in found["processes"])
+    assert joined([row(interference=None)])["interference"] is None
