@@ -41,8 +41,11 @@ def measured_table(
     seed: int,
     fresh: bool = False,
     progress: Callable[[float, str], None],
+    starting: Callable[[], object] = lambda: None,
 ) -> LatencyTable:
     """The latency table, measured now or reused from `folder`, with the isolated baseline beside it.
+
+    `starting` is called before anything is measured.
 
     Raises:
         ModelError: nothing of the network can be cut.
@@ -62,6 +65,7 @@ def measured_table(
         fresh=fresh,
         looks=looks_of(subject),
         progress=progress,
+        starting=starting,
     )
 
 

@@ -109,7 +109,7 @@ def profile(
     key = subject.key()
     before_s = time.perf_counter() - begun
     folder = table_folder(Path(profiles) if profiles else tables_root(), key)
-    found = None if fresh else reusable(folder, key, subject.widths, subject.regions)
+    found, starts = None if fresh else reusable(folder, key, subject.widths, subject.regions), list[bool]()
     table = found or measured_table(
         subject,
         key,
@@ -118,12 +118,13 @@ def profile(
         seed=seed,
         fresh=fresh,
         progress=lambda fraction, text: progress("profile", fraction, text),
+        starting=lambda: starts.append(True),
     )
     own = sum(not s.held_out for s in table.samples)
     return {
         "model": model,
         **table.report(),
-        "reused": found is not None,
+        "reused": not starts,
         "samples_saved": max(0, min(samples, FIRST_CHECK) - own) if table.known_regions else 0,
         "seconds": before_s + table.seconds,
         "regions": len(table.regions),

@@ -57,6 +57,7 @@ def profile(
     fresh: bool = False,
     looks: Looks | None = None,
     progress: Progress | None = None,
+    starting: Callable[[], object] = lambda: None,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> LatencyTable:
     """Measures a latency table, or returns the one in `folder` whose key matches.
@@ -80,6 +81,7 @@ def profile(
         fresh: measure it all again, whatever is kept in `folder`.
         looks: plans that a solver finds on a table, to be measured among the next.
         progress: gets a fraction and a message.
+        starting: called before anything is measured; not where a table is there, or another process made it meanwhile.
         clock: monotonic clock [ns].
 
     Raises:
@@ -90,7 +92,7 @@ def profile(
     measured = partial(
         _measured, build, regions, groups, make_runner, plain(key), model=model, samples=samples,
         holdout=holdout, seed=seed, folder=folder, repeats=repeats, isolated_seconds=isolated_seconds, looks=looks,
-        tell=tell, clock=clock,
+        tell=tell, starting=starting, clock=clock,
     )  # fmt: skip
     if folder is None:
         return measured()
@@ -117,8 +119,10 @@ def _measured(
     isolated_seconds: float,
     looks: Looks | None,
     tell: Progress,
+    starting: Callable[[], object],
     clock: Callable[[], int],
 ) -> LatencyTable:
+    starting()
     begun = started = time.perf_counter()
     library = Library.beside(folder, key) if folder is not None else Library()
     header = {"format": FORMAT, "key": key, "groups": dict(groups), "seed": seed, "samples": samples}

@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from cli.shell import Done, Shell
@@ -14,6 +15,7 @@ from cli.worlds import PRUNE, QUICK
 from packaging.requirements import Requirement
 
 from cpd_edge.cli.text import bench_text, comb_text, doctor_text, portion
+from cpd_edge.pipeline import verbs
 from cpd_edge.report import format as write
 from cpd_edge.store import Run, measurement_from
 
@@ -248,3 +250,24 @@ def test_a_network_that_has_nothing_to_cut_is_refused_before_any_work(shell: She
     done = shell(*words, *data)
     assert done.code == 2 and "nothing of this network can be cut" in done.err and "cpd-edge comb" in done.err
     assert "train" not in done.err.replace("--train", "")
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("measures", [False, True])
+def test_a_table_that_another_process_made_meanwhile_is_reused(
+    there: bool, measures: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who found none, then waited for who measured it, has measured nothing, as who found it at once."""
+    table = Mock(samples=(), known_regions=0, seconds=0.0, regions=(), key={}, report=dict)
+
+    def measured_table(*_: object, starting: Any, **__: object) -> Any:
+        starting() if measures else None
+        return table
+
+    monkeypatch.setattr(verbs, "_model", Mock())
+    monkeypatch.setattr(verbs, "Subject", Mock())
+    monkeypatch.setattr(verbs, "table_folder", Mock(return_value=tmp_path))
+    monkeypatch.setattr(verbs, "reusable", Mock(return_value=table if there else None))
+    monkeypatch.setattr(verbs, "measured_table", measured_table)
+    here = {"device": "local", "threads": 1, "samples": 8, "seed": 0, "profiles": None, "progress": Mock()}
+    assert verbs.profile("net", (1, 8, 8), None, None, **here)["reused"] is (there or not measures)  # type: ignore[arg-type]

@@ -340,3 +340,11 @@ def test_enough_samples_of_its_own_speak_for_themselves(own: int, leans: bool) -
     wrong = {n: replace(m, coefficients=tuple(2 * c for c in m.coefficients)) for n, m in alone.models.items()}
     found = LatencyTable.fitted(KEY, GROUPS, SHAPED, samples, elsewhere=lambda regions, here: wrong)
     assert (found.models != alone.models, found.known_regions) == (leans, len(SHAPED))
+
+
+def test_only_who_measures_says_that_it_starts(tmp_path: Path) -> None:
+    """Not who finds the table, which may have come while this process waited."""
+    starts: list[int] = []
+    for i, fresh in enumerate((False, False, True)):
+        shaped(Device(), tmp_path / "t", fresh=fresh, samples=8, starting=lambda i=i: starts.append(i))
+    assert starts == [0, 2]
