@@ -122,7 +122,7 @@ class OnnxRunner:
         symbols = {d: n for d, n in zip(source.shape, wanted, strict=True) if isinstance(d, str)}
         if symbols:
             self._overrides |= symbols
-            self._session, first_load_ms = self._open(self._overrides, into)
+            self._session, _ = self._open(self._overrides, into)
             self._profiled = self._session if profile else None
         self.ring = ring_of(wanted, _DTYPES.get(source.type, np.void), sample_input, seed)
         if self._provider != CPU:

@@ -198,3 +198,19 @@ def test_the_doctor_advises_no_two_extras_that_exclude_each_other() -> None:
     assert install_lines(cpu, gpu=True)["tensorrt"].startswith("pip uninstall onnxruntime, then")
     assert install_lines({}, gpu=True)["tensorrt"] == "pip install 'cpd-edge[gpu]'"
     assert "cpu]" not in install_lines({"onnxruntime-gpu": "1.20"}, gpu=True)["onnxruntime"]
+
+
+@pytest.mark.parametrize("batch", ["batch", "N"])
+def test_the_first_load_is_the_first(batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the batch is called: a name that is only learnt from the model costs another load, which is warm."""
+    taken: list[float] = []
+    opened = OnnxRunner._open
+
+    def recorded(self: OnnxRunner, *given: Any) -> Any:
+        session, load_ms = opened(self, *given)
+        taken.append(load_ms)
+        return session, load_ms
+
+    monkeypatch.setattr(OnnxRunner, "_open", recorded)
+    assert OnnxRunner(with_input([batch, 4])).load_ms["first_load"] == taken[0]
+    assert len(taken) == 1 + (batch != "batch")
