@@ -3,7 +3,7 @@
 One row a table, sample and region. What belongs to the table or to the sample is repeated in its rows; a table that is
 read back is fitted again, from its own samples.
 
-Format history: 1, the first; 2, `noise`; 3, as a standard error.
+Format history: 1, the first; 2, `noise`; 3, as a standard error; 4, `joined` of regions.
 """
 
 from __future__ import annotations
