@@ -32,7 +32,8 @@ _LOADER = (
     "import sys,io,json;"
     "f=io.BufferedReader(io.FileIO(0,closefd=False),1);"
     "s=f.read(int(f.readline()));"  # to the end first: who does not read it has the host write into a closed pipe
-    "sys.version_info<(3,8) and sys.exit(print(json.dumps({'gone':{'error':'old-python',"
+    f"sys.version_info<{OLDEST} and "
+    "sys.exit(print(json.dumps({'gone':{'error':'old-python',"
     "'message':'python3 on the device is '+sys.version.split()[0],'hint':''}})));"
     "exec(compile(s,'agent.py','exec'),{'__name__':'__main__','SOURCE':s})"
 )

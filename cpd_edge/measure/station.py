@@ -24,7 +24,7 @@ from typing import Any
 from cpd_edge.errors import CpdError, EnvironmentMismatch, ModelError, RuntimeMissing
 from cpd_edge.measure.descriptions import matching
 from cpd_edge.measure.devices import Device, get
-from cpd_edge.measure.ssh import TRANSIENT, DeviceError, Link, LinkLost
+from cpd_edge.measure.ssh import OLDEST, TRANSIENT, DeviceError, Link, LinkLost
 
 VERSION = 1
 """What the agent and we speak."""
@@ -317,7 +317,7 @@ def _checked(message: Record, name: str) -> Record:
         return message
     what, hint, kind = f"{name}: {message['message']}", message.get("hint", ""), message["error"]
     if kind == "old-python":
-        hint = "the agent needs Python 3.8 or newer under the name python3 on the device"
+        hint = "the agent needs Python {}.{} or newer under the name python3 on the device".format(*OLDEST)
     hint = hint.replace("NAME", name)
     if kind in _ERRORS:
         raise _ERRORS[kind](what, hint=hint)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -25,7 +26,7 @@ from cpd_edge.measure.doctor import tiny_model
 from cpd_edge.measure.protocol import INSIDE
 from cpd_edge.measure.remote import RemoteRunner
 from cpd_edge.measure.site import Pace, times_ms
-from cpd_edge.measure.ssh import REMOTE, Address, DeviceError, explain
+from cpd_edge.measure.ssh import OLDEST, REMOTE, Address, DeviceError, explain
 from cpd_edge.measure.station import Session, Station, free, probe
 
 SHORT = Protocol(warmup_s=0.05, block_s=0.01, target=0.2, limit_s=3.0)
@@ -361,3 +362,12 @@ def test_another_host_is_told_and_may_free_the_device(loop: Loopback, tmp_path: 
         first.close()
     finally:
         alone.close()
+
+
+def test_a_python_older_than_the_oldest_is_refused_before_it_reads_the_agent() -> None:
+    """The loader says so in an answer of its own; here in one that thinks the oldest is still to come."""
+    loader = REMOTE.split('"')[1]
+    assert f"<{OLDEST} " in loader
+    command = [sys.executable, "-I", "-c", loader.replace(str(OLDEST), "(99,)")]
+    said = subprocess.run(command, input=b"1\n(", stdout=subprocess.PIPE, check=True).stdout
+    assert json.loads(said)["gone"]["error"] == "old-python"
