@@ -712,7 +712,7 @@ class Engine:
         symbols = [(name, shape[i]) for i, name in enumerate(source.shape) if isinstance(name, str)]
         if symbols:
             self.dims.update(symbols)
-            self.session, first_ms = self.open(self.folder)
+            self.session, _ = self.open(self.folder)
         self.profiled = self.session if self.folder else None
         self.free: Any = None
         self.name = source.name
