@@ -72,6 +72,35 @@ def write_with(path: Path, save: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def require_file(path: Path, option: str = "--out") -> None:
+    """Refuses a path that no file can be written at, before the work whose result is to be there.
+
+    Raises:
+        StoreError: it is a folder, or nothing can be written beside it.
+    """
+    if path.is_dir():
+        raise StoreError(f"{option} {path} is a folder, wanted a file", hint=f"for example {option} {path / 'NAME'}")
+    _require_writable(path.parent, option)
+
+
+def require_folder(path: Path, option: str = "--out") -> None:
+    """As `require_file`, for a folder that is there or is to be made."""
+    if path.is_file():
+        raise StoreError(f"{option} {path} is a file, wanted a folder", hint=f"give a new folder to {option}")
+    _require_writable(path, option)
+
+
+def _require_writable(folder: Path, option: str) -> None:
+    """Makes a nameless file in the folder, or in the nearest one above it that is there."""
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise StoreError(
+            f"nothing can be written in {there}: {error.strerror}", hint=f"give another {option}"
+        ) from None
+
+
 @contextlib.contextmanager
 def held(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Holds a folder that several processes write to: others wait here until this one is done, or dead.
@@ -123,12 +152,14 @@ def read_json(path: Path) -> Any:
     """Reads JSON.
 
     Raises:
-        StoreError: the file is not there or is not JSON.
+        StoreError: the file is not there, cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{path} does not exist", hint="give the folder that `cpd-edge prune` printed") from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}", hint="give a file that you may read") from None
     except ValueError as error:
         raise StoreError(f"{path} is not JSON: {error}") from None
 
@@ -137,10 +168,12 @@ class Run:
     """One run folder. Opening reads `run.json`; `update` rewrites it atomically.
 
     Raises:
-        StoreError: the folder holds no run, or one of a newer format.
+        StoreError: the folder is a file, or holds no run, or one of a newer format.
     """
 
     def __init__(self, folder: Path) -> None:
+        if folder.is_file():
+            raise StoreError(f"{folder} is a file, wanted a run folder", hint="give the folder that holds run.json")
         self.folder = folder
         self.record: dict[str, Any] = read_json(folder / "run.json")
         found = self.record.get("format")

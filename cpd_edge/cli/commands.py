@@ -43,7 +43,7 @@ from cpd_edge.cli.table_commands import register as register_tables
 from cpd_edge.cli.text import comb_text, doctor_text, doctor_there_text, gpu_text, profiles_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError, UsageError
-from cpd_edge.store import resumed
+from cpd_edge.store import require_file, require_folder, resumed
 from cpd_edge.types import EXIT_CODES, VOID, Budget, Limits
 
 CRASHED = 70
@@ -173,6 +173,7 @@ def prune(
             profiles=profiles or str(tables_root()),
         )
         folder = out or new_folder(model)
+        require_folder(folder)
         command = shlex.join(["cpd-edge", *sys.argv[1:]])
         try:
             begun = partial(say, kept_in(folder, out))
@@ -209,6 +210,8 @@ def comb(
 ) -> None:
     """Show what can be removed together, and what is frozen and why; --verify proves it by numbers."""
     with told(as_json) as (_, progress):
+        if draw is not None:
+            require_file(draw, "--draw")
         from cpd_edge.pipeline.verbs import comb as work
         from cpd_edge.pipeline.verbs import proving
 
@@ -294,6 +297,7 @@ def doctor(
         return
     if gpu:
         with told(as_json) as (_, progress):
+            require_file(out)
             from cpd_edge.pipeline.gpu_check import gpu_check
 
             checked = gpu_check(out, lambda fraction, text: progress("doctor --gpu", fraction, text))
