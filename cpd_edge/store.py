@@ -31,6 +31,7 @@ from cpd_edge.errors import StoreError
 from cpd_edge.types import Measurement
 
 FORMAT = 1
+DAMAGED = "it is damaged, or another file was meant; a table or a checkpoint is made again where it is deleted"
 PARTIAL = ".partial-"
 """How the name of a file begins that is being written; one that a killed run left is of no use."""
 
@@ -148,8 +149,8 @@ def plain(data: object) -> Any:
     return data
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON.
+def read_json(path: Path, damaged: str = DAMAGED) -> Any:
+    """Reads JSON; `damaged` is the hint where it is none.
 
     Raises:
         StoreError: the file is not there, cannot be read or is not JSON.
@@ -161,7 +162,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}", hint="give a file that you may read") from None
     except ValueError as error:
-        raise StoreError(f"{path} is not JSON: {error}") from None
+        raise StoreError(f"{path} is not JSON: {error}", hint=damaged) from None
 
 
 class Run:
@@ -175,7 +176,7 @@ class Run:
         if folder.is_file():
             raise StoreError(f"{folder} is a file, wanted a run folder", hint="give the folder that holds run.json")
         self.folder = folder
-        self.record: dict[str, Any] = read_json(folder / "run.json")
+        self.record: dict[str, Any] = read_json(folder / "run.json", "it is damaged: start again with a new --out")
         found = self.record.get("format")
         if found != FORMAT:
             raise StoreError(

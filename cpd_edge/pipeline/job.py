@@ -87,7 +87,7 @@ class Job:
         """The dense network, trained if that was asked for, combed and exported; from the run folder if it is there."""
         saved = self.run / "dense.pt2"
         if saved.exists():
-            network = networks.load(saved)
+            network = networks.load(saved, networks.REMADE)
         else:
             assert model is not None and traced is not None
             if self.request.train:

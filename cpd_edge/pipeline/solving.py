@@ -58,7 +58,7 @@ def solve(
         )
     table = LatencyTable.load(run / "table.json")
     others = _distinct([_elsewhere(text, table) for text in also], also)
-    network = networks.load(run / "dense.pt2")
+    network = networks.load(run / "dense.pt2", networks.REMADE)
     constraints = request.constraints
     limits = constraints.limits
     task = _task(request)
