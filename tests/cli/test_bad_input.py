@@ -82,6 +82,7 @@ OTHERS = {
     "report of a file": (("report", "mine.py"), "wanted a run folder"),
     "report of a file's folder": (("report", "mine.py/run"), "cpd-edge prune"),
     "bench of a folder of samples": (("bench", "samples.json"), "cannot be read"),
+    "import of no file": (("tables", "import", "nowhere.csv"), "cpd-edge tables export"),
     "bench of no time": (("bench", "text.onnx", "--limit-s", "0"), "time limit above 0"),
 }  # fmt: skip
 

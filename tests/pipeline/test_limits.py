@@ -154,4 +154,4 @@ def test_a_table_of_another_model_is_refused(limited: tuple[Run, Done], shell: S
     data["groups"]["stem"] += 1
     (shell.folder / "other.json").write_text(json.dumps(data))
     done = shell("solve", "limited", "--also", "other.json=3")
-    assert done.code == 1 and "another model" in done.err and "stem" in done.err
+    assert done.code == 2 and "another model" in done.err and "stem" in done.err

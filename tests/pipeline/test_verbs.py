@@ -116,7 +116,7 @@ def test_tables_are_handed_on(ending: str, shell: Shell) -> None:
 def test_no_table_is_exported_as_such(shell: Shell) -> None:
     """A filter that nothing passes says where it looked, and writes no file."""
     done = shell("tables", "export", "none.csv", "--device", "no such board", "--profiles", "given")
-    assert done.code == 1 and "no such table under given" in done.err and "cpd-edge tables list" in done.err
+    assert done.code == 2 and "no such table under given" in done.err and "cpd-edge tables list" in done.err
     assert not (shell.folder / "none.csv").exists()
 
 
