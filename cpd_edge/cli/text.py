@@ -139,7 +139,10 @@ def profiles_text(r: dict[str, Any]) -> str:
 
 def solve_text(r: dict[str, Any]) -> str:
     """A plan as text."""
-    widths = "\n".join(f"  {name:<40} {was:5d} -> {now}" for name, (was, now) in r["widths"].items())
+    gone = {name: f"gone, with {branch}" for name, branch in r["gone"].items()}
+    widths = "\n".join(
+        f"  {name:<40} {was:5d} -> {gone.get(name) or now or 'gone'}" for name, (was, now) in r["widths"].items()
+    )
     mixed = "".join(line + "\n" for line in mixture_line(r))
     return (
         f"predicted {r['predicted_ms']:.4g} ms for a limit of {r['limit_ms']:.4g} ms; objective {r['objective']:.4g}, "
