@@ -242,21 +242,25 @@ def profile(
     with told(as_json) as (_, progress):
         from cpd_edge.pipeline.profiles import profile as work
 
-        found, code = work(
-            model,
-            shape(input_shape),
-            weights,
-            num_classes,
-            device=device,
-            runtime=runtime,
-            threads=threads,
-            precision=precision,
-            samples=samples,
-            seed=seed,
-            profiles=profiles,
-            fresh=fresh,
-            progress=progress,
-        )
+        try:
+            found, code = work(
+                model,
+                shape(input_shape),
+                weights,
+                num_classes,
+                device=device,
+                runtime=runtime,
+                threads=threads,
+                precision=precision,
+                samples=samples,
+                seed=seed,
+                profiles=profiles,
+                fresh=fresh,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            again = shlex.join(["cpd-edge", *(word for word in sys.argv[1:] if word != "--fresh")])
+            raise Interrupted("interrupted; what was measured is kept. Go on with:", hint=again) from None
     show(found, as_json, profiles_text)
     raise typer.Exit(code)
 

@@ -135,7 +135,8 @@ def sweep(
 
 
 def _named(name: str, tell: Progress) -> Progress:
-    return lambda stage, fraction, text: tell(stage, fraction, f"{name} {text}".strip())
+    """Progress whose stages carry a point's name."""
+    return lambda stage, fraction, text: tell(f"{name} {stage}", fraction, text)
 
 
 def _opened(request: Request, over: Sequence[Budget], folder: Path, resume: bool) -> dict[str, Any]:

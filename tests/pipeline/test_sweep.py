@@ -55,6 +55,7 @@ def test_a_killed_sweep_goes_on(lives: list[Done], swept: Path) -> None:
     first = {k: v for k, v in lives[0].json["points"][0].items() if k != "front"}
     assert first == {k: v for k, v in lives[-1].json["points"][0].items() if k != "front"}
     assert lives[-1].json == read_json(swept / "sweep.json")
+    assert {"1.2x distil", "2x distil"} <= {line[:16].strip() for life in lives for line in life.err.splitlines()}
     kept = "kept in swept; should it stop, the same command with --resume goes on"
     assert [1, 1, 1] == [life.err.splitlines().count(kept) for life in lives]
 
