@@ -149,13 +149,16 @@ def test_every_setting_of_prune_is_one_of_the_request() -> None:
 
 
 def test_one_void_point_voids_the_sweep() -> None:
-    """It is named in its line; a point of a run that could not be measured has none."""
+    """It and failed checks are named at their point, below the dense network; what was not measured has none."""
     bounds = {"estimate": 2.0, "low": 1.9, "high": 2.1}
     whole = {"latency_ms": bounds, "speedup": bounds, "macs_ratio": 2.0, "params_ratio": 2.0, "metric": "accuracy"}
     whole |= {"metric_pruned": 0.9, "metric_dense": 0.9, "front": True, "verdict": "PASS", "reason": ""}
     slowed = {**whole, "point": "2x", "void": ["2 over-current events (oc1)"]}
     unmet = {"point": "9x", "front": False, "verdict": "FAIL", "reason": "no plan", "latency_ms": None, "void": None}
+    slowed["checks"] = [{"name": "table predicts", "passed": False, "detail": "9 %"}]
     record = {"sweep": "s", "verdict": "FAIL", "points": [slowed, unmet]}
+    told = sweep_text(record)
+    assert "1 of 1 failed: table predicts (9 %)" in told and "   dense  " in told.splitlines()[0]
     assert Swept(Path("s"), record, Path("s/sweep.html")).void and "VOID: 2 over-current" in sweep_text(record)
     assert not Swept(Path("s"), {**record, "points": [unmet]}, Path("s/sweep.html")).void
 
