@@ -111,7 +111,7 @@ def held(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
         waiting: called once before waiting for another process.
 
     Raises:
-        StoreError: the system has no such locks, as Windows.
+        StoreError: nothing can be written there, or the system has no such locks, as Windows.
     """
     try:
         import fcntl
@@ -120,8 +120,12 @@ def held(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
             f"{folder} is written to by several processes, and this system has no locks for that",
             hint="run it on Linux; on Windows that is WSL",
         ) from None
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:  # the system drops the lock with the process that has it
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / ".lock").open("a")
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written: {error.strerror}", hint="give another folder") from None
+    with opened as lock:  # the system drops the lock with the process that has it
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

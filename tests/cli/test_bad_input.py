@@ -132,6 +132,12 @@ def test_a_missing_runtime_is_answered_with_the_pip_line(shell: Shell, call: tup
     assert "pip install 'cpd-edge[cpu]'" in done.err and answered(done.err)
 
 
+def test_tables_in_a_file_are_answered_too(shell: Shell) -> None:
+    """What is no folder of tables is named before anything is measured."""
+    done = shell("profile", NET, "--input", "1,48,48", "--profiles", "mine.py")
+    assert done.code == 2 and "cannot be written: Not a directory" in done.err and "Traceback" not in done.err
+
+
 def test_an_error_is_one_json_object_too(shell: Shell) -> None:
     """With `--json`, an error is an object on stdout: its kind, what is wrong, what to type."""
     done = shell(*PRUNE, "--speedup", "-1", "--json")
