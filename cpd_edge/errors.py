@@ -5,12 +5,12 @@ CpdError
 │   ├── ModelError        unknown model, weights that do not fit, not exportable
 │   ├── DataError         data missing, unreadable, or with the wrong classes
 │   ├── BudgetError       budget that is no budget
-│   └── RuntimeMissing    a runtime that is not installed
+│   ├── RuntimeMissing    a runtime that is not installed
+│   ├── StoreError        a run folder that cannot be read or resumed
+│   └── TableError        a latency table lacks, or contradicts, what is asked
 ├── InfeasibleError       no plan meets the budget; names the floor     exit code 1
 ├── UndecidedError        the time for a search ran out before a proof  exit code 3
 ├── ParityError           engine and torch disagree                     exit code 1
-├── TableError            a latency table lacks, or contradicts, what is asked
-├── StoreError            a run folder that cannot be read or resumed   exit code 2
 └── EnvironmentMismatch   numbers from different environments           exit code 4
 """
 
@@ -59,6 +59,10 @@ class StoreError(UsageError):
     """A run folder cannot be read, or does not belong to this request."""
 
 
+class TableError(UsageError):
+    """A latency table lacks an entry, or was measured for something else."""
+
+
 class InfeasibleError(CpdError):
     """No plan meets the budget.
 
@@ -104,10 +108,6 @@ class UndecidedError(CpdError):
 
 class ParityError(CpdError):
     """The engine and the torch module give different outputs."""
-
-
-class TableError(CpdError):
-    """A latency table lacks an entry, or was measured for something else."""
 
 
 class EnvironmentMismatch(CpdError):

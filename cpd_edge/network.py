@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import logging
 import os
 import sysconfig
 import traceback
@@ -30,6 +31,8 @@ from cpd_edge.errors import ModelError
 from cpd_edge.layout import Layout
 from cpd_edge.types import Groups
 
+DAMAGED = "it is damaged, or another file was meant; a run is started again with a new --out"
+REMADE = "it is damaged: delete it and add --resume, or start again with a new --out"
 _BATCH = 2
 """Batch size of the traced example. 0 and 1 would be specialised away."""
 
@@ -237,16 +240,21 @@ def save(network: Network, path: Path) -> None:
     torch.export.save(export(network, network.input_shape), path)
 
 
-def load(path: Path) -> Network:
-    """Inverse of `save`; takes any `.pt2` with one tensor input.
+def load(path: Path, damaged: str = DAMAGED) -> Network:
+    """Inverse of `save`; takes any `.pt2` with one tensor input. `damaged` is the hint where the file is no program.
 
     Raises:
         ModelError: the file is not a `.pt2`, or its program takes something else.
     """
+    logger = logging.getLogger("torch.export")  # it tells of what is raised as well
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         program = torch.export.load(path)
     except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} is not an exported program: {_first_line(error)}") from error
+        raise ModelError(f"{path} is not an exported program: {_first_line(error)}", hint=damaged) from error
+    finally:
+        logger.setLevel(level)
     given = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     if len(given) != 1 or not isinstance(given[0], Tensor) or type(given[0].shape[0]) is int:
         shapes = ", ".join(str(tuple(value.shape)) if isinstance(value, Tensor) else str(value) for value in given)

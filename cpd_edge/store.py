@@ -31,6 +31,7 @@ from cpd_edge.errors import StoreError
 from cpd_edge.types import Measurement
 
 FORMAT = 1
+DAMAGED = "it is damaged, or another file was meant; a table or a checkpoint is made again where it is deleted"
 PARTIAL = ".partial-"
 """How the name of a file begins that is being written; one that a killed run left is of no use."""
 
@@ -72,6 +73,35 @@ def write_with(path: Path, save: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def require_file(path: Path, option: str = "--out") -> None:
+    """Refuses a path that no file can be written at, before the work whose result is to be there.
+
+    Raises:
+        StoreError: it is a folder, or nothing can be written beside it.
+    """
+    if path.is_dir():
+        raise StoreError(f"{option} {path} is a folder, wanted a file", hint=f"for example {option} {path / 'NAME'}")
+    _require_writable(path.parent, option)
+
+
+def require_folder(path: Path, option: str = "--out") -> None:
+    """As `require_file`, for a folder that is there or is to be made."""
+    if path.is_file():
+        raise StoreError(f"{option} {path} is a file, wanted a folder", hint=f"give a new folder to {option}")
+    _require_writable(path, option)
+
+
+def _require_writable(folder: Path, option: str) -> None:
+    """Makes a nameless file in the folder, or in the nearest one above it that is there."""
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise StoreError(
+            f"nothing can be written in {there}: {error.strerror}", hint=f"give another {option}"
+        ) from None
+
+
 @contextlib.contextmanager
 def held(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Holds a folder that several processes write to: others wait here until this one is done, or dead.
@@ -81,7 +111,7 @@ def held(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
         waiting: called once before waiting for another process.
 
     Raises:
-        StoreError: the system has no such locks, as Windows.
+        StoreError: nothing can be written there, or the system has no such locks, as Windows.
     """
     try:
         import fcntl
@@ -90,8 +120,12 @@ def held(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
             f"{folder} is written to by several processes, and this system has no locks for that",
             hint="run it on Linux; on Windows that is WSL",
         ) from None
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:  # the system drops the lock with the process that has it
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / ".lock").open("a")
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written: {error.strerror}", hint="give another folder") from None
+    with opened as lock:  # the system drops the lock with the process that has it
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -119,30 +153,34 @@ def plain(data: object) -> Any:
     return data
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON.
+def read_json(path: Path, damaged: str = DAMAGED) -> Any:
+    """Reads JSON; `damaged` is the hint where it is none.
 
     Raises:
-        StoreError: the file is not there or is not JSON.
+        StoreError: the file is not there, cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{path} does not exist", hint="give the folder that `cpd-edge prune` printed") from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}", hint="give a file that you may read") from None
     except ValueError as error:
-        raise StoreError(f"{path} is not JSON: {error}") from None
+        raise StoreError(f"{path} is not JSON: {error}", hint=damaged) from None
 
 
 class Run:
     """One run folder. Opening reads `run.json`; `update` rewrites it atomically.
 
     Raises:
-        StoreError: the folder holds no run, or one of a newer format.
+        StoreError: the folder is a file, or holds no run, or one of a newer format.
     """
 
     def __init__(self, folder: Path) -> None:
+        if folder.is_file():
+            raise StoreError(f"{folder} is a file, wanted a run folder", hint="give the folder that holds run.json")
         self.folder = folder
-        self.record: dict[str, Any] = read_json(folder / "run.json")
+        self.record: dict[str, Any] = read_json(folder / "run.json", "it is damaged: start again with a new --out")
         found = self.record.get("format")
         if found != FORMAT:
             raise StoreError(

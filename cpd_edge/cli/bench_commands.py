@@ -10,6 +10,7 @@ import typer
 from cpd_edge.cli.console import show, told
 from cpd_edge.cli.options import BudgetMs, Device, Json, Quantile, Runtime, Threads, shape
 from cpd_edge.cli.text import bench_text
+from cpd_edge.store import require_file
 from cpd_edge.types import EXIT_CODES, VOID
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def bench(
         from cpd_edge.pipeline.replicas import replicated
         from cpd_edge.pipeline.saved import any_saved, judge_saved
 
+        if out is not None:
+            require_file(out)
         if any_saved(engine, against, out, force):
             found = judge_saved(engine, against, budget_ms=budget_ms, quantile=quantile, force=force)
             raise ended(found, as_json)

@@ -43,7 +43,7 @@ from cpd_edge.cli.table_commands import register as register_tables
 from cpd_edge.cli.text import comb_text, doctor_text, doctor_there_text, gpu_text, profiles_text, summary
 from cpd_edge.cli.verify_text import verify_text
 from cpd_edge.errors import InfeasibleError, UsageError
-from cpd_edge.store import resumed
+from cpd_edge.store import require_file, require_folder, resumed
 from cpd_edge.types import EXIT_CODES, VOID, Budget, Limits
 
 CRASHED = 70
@@ -173,6 +173,7 @@ def prune(
             profiles=profiles or str(tables_root()),
         )
         folder = out or new_folder(model)
+        require_folder(folder)
         command = shlex.join(["cpd-edge", *sys.argv[1:]])
         try:
             begun = partial(say, kept_in(folder, out))
@@ -209,6 +210,8 @@ def comb(
 ) -> None:
     """Show what can be removed together, and what is frozen and why; --verify proves it by numbers."""
     with told(as_json) as (_, progress):
+        if draw is not None:
+            require_file(draw, "--draw")
         from cpd_edge.pipeline.verbs import comb as work
         from cpd_edge.pipeline.verbs import proving
 
@@ -239,21 +242,25 @@ def profile(
     with told(as_json) as (_, progress):
         from cpd_edge.pipeline.profiles import profile as work
 
-        found, code = work(
-            model,
-            shape(input_shape),
-            weights,
-            num_classes,
-            device=device,
-            runtime=runtime,
-            threads=threads,
-            precision=precision,
-            samples=samples,
-            seed=seed,
-            profiles=profiles,
-            fresh=fresh,
-            progress=progress,
-        )
+        try:
+            found, code = work(
+                model,
+                shape(input_shape),
+                weights,
+                num_classes,
+                device=device,
+                runtime=runtime,
+                threads=threads,
+                precision=precision,
+                samples=samples,
+                seed=seed,
+                profiles=profiles,
+                fresh=fresh,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            again = shlex.join(["cpd-edge", *(word for word in sys.argv[1:] if word != "--fresh")])
+            raise Interrupted("interrupted; what was measured is kept. Go on with:", hint=again) from None
     show(found, as_json, profiles_text)
     raise typer.Exit(code)
 
@@ -294,6 +301,7 @@ def doctor(
         return
     if gpu:
         with told(as_json) as (_, progress):
+            require_file(out)
             from cpd_edge.pipeline.gpu_check import gpu_check
 
             checked = gpu_check(out, lambda fraction, text: progress("doctor --gpu", fraction, text))

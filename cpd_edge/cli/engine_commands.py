@@ -10,6 +10,7 @@ import typer
 from cpd_edge.cli.console import show, told
 from cpd_edge.cli.options import Json
 from cpd_edge.cli.text import span
+from cpd_edge.store import require_file, require_folder
 from cpd_edge.types import EXIT_CODES
 
 _MIB = 1 << 20
@@ -51,6 +52,8 @@ def build(
 ) -> None:
     """Build a TensorRT engine from MODEL, and show what was fused."""
     with told(as_json) as (_, progress):
+        if out is not None:
+            require_file(out)
         from cpd_edge.deploy.engine import EngineSpec
         from cpd_edge.pipeline.engines import build as work
 
@@ -113,6 +116,8 @@ def import_trtexec(
 
         if metric not in ("latency", "compute", "enqueue"):
             raise UsageError(f"metric {metric!r}", hint="one of latency, compute, enqueue")
+        if out is not None:
+            require_file(out)
         found = work(
             times,
             profile=profile,
@@ -145,6 +150,7 @@ def trtexec(
 ) -> None:
     """Build and time a model with trtexec, here or on a device, where TensorRT has no Python."""
     with told(as_json):
+        require_folder(out)
         from cpd_edge.pipeline.engines import time_by_tool as work
 
         found = work(

@@ -8,7 +8,12 @@ import typer
 
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME, FILE.py:FACTORY or FILE.pt2")]
 Data = Annotated[
-    str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:DIR, segfolder:DIR or FILE.py:FACTORY")
+    str,
+    typer.Option(
+        "--data",
+        help="digits, fashion-mnist, imagefolder:DIR (DIR/{train,val}/CLASS, or DIR/CLASS, a fifth of which is val), "
+        "segfolder:DIR (DIR/{train,val}/{images,masks}) or FILE.py:FACTORY",
+    ),
 ]
 Weights = Annotated[str | None, typer.Option("--weights", help="state dict (.pt, .pth, .safetensors), or 'pretrained'")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout and nothing else")]

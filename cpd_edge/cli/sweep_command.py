@@ -15,7 +15,7 @@ import typer
 from cpd_edge.cli.console import Interrupted, show, told
 from cpd_edge.cli.options import Data, Json, Model, Quantile, numbers
 from cpd_edge.cli.text import sweep_text
-from cpd_edge.store import resumed
+from cpd_edge.store import require_folder, resumed
 from cpd_edge.types import EXIT_CODES, VOID
 
 OWN = ("budget_ms", "speedup", "quantile", "tolerance", "model", "data", "out", "resume", "as_json")
@@ -54,6 +54,7 @@ def register(app: typer.Typer, prune: Callable[..., None], kept_in: Callable[[Pa
             given = {**settings, "profiles": settings["profiles"] or str(tables_root())}
             request = Request(model, data, over[0], **{**given, "protect": tuple(given["protect"] or ())})
             folder = out or new_folder(f"sweep-{model}")
+            require_folder(folder)
             command = shlex.join(["cpd-edge", *sys.argv[1:]])
             try:
                 begun = partial(say, kept_in(folder, out))

@@ -72,7 +72,7 @@ def mixture_line(r: dict[str, Any]) -> list[str]:
 
 def checks_line(r: dict[str, Any]) -> list[str]:
     """A line that names the checks that failed, if any did."""
-    failed = [f"{c['name']} ({c['detail']})" for c in r.get("checks", []) if not c["passed"]]
+    failed = [f"{c['name']} ({c['detail']})" for c in r.get("checks") or () if not c["passed"]]
     return [f"  checks    {len(failed)} of {len(r['checks'])} failed: {'; '.join(failed)}"] if failed else []
 
 
@@ -139,7 +139,10 @@ def profiles_text(r: dict[str, Any]) -> str:
 
 def solve_text(r: dict[str, Any]) -> str:
     """A plan as text."""
-    widths = "\n".join(f"  {name:<40} {was:5d} -> {now}" for name, (was, now) in r["widths"].items())
+    gone = {name: f"gone, with {branch}" for name, branch in r["gone"].items()}
+    widths = "\n".join(
+        f"  {name:<40} {was:5d} -> {gone.get(name) or now or 'gone'}" for name, (was, now) in r["widths"].items()
+    )
     mixed = "".join(line + "\n" for line in mixture_line(r))
     return (
         f"predicted {r['predicted_ms']:.4g} ms for a limit of {r['limit_ms']:.4g} ms; objective {r['objective']:.4g}, "
@@ -344,7 +347,11 @@ def noise_lines(aa: dict[str, Any] | None, where: str = "on this machine") -> li
 
 def sweep_text(r: dict[str, Any]) -> str:
     """A sweep's points as text, the widest budget first."""
-    lines = []
+    lines = [
+        f"  {'dense':>8}  {'':<12} {span(p.get('dense_latency_ms'))}, {p['metric']} {p['metric_dense']:.4f}"
+        for p in r["points"]
+        if p["latency_ms"] is not None
+    ][:1]
     for p in r["points"]:
         mark = "*" if p["front"] else " "
         if p["latency_ms"] is None:
@@ -355,6 +362,7 @@ def sweep_text(r: dict[str, Any]) -> str:
             f"with {ratios(p)}, {p['metric']} {p['metric_pruned']:.4f} (dense {p['metric_dense']:.4f})"
         )
         lines += [f"            VOID: {what}" for what in p.get("void") or ()]
+        lines += [f"          {line}" for line in checks_line(p)]
     return "\n".join([*lines, f"{r['verdict']}: the worst of {len(r['points'])} budgets; * is on the front",
                       f"report    {Path(r['sweep']) / 'sweep.html'}"])  # fmt: skip
 

@@ -30,6 +30,8 @@ from cpd_edge.intake.datasets import (
 )
 
 IMAGENET = Look((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+FOLDERS = "DIR/train/CLASS/*.png and DIR/val/CLASS/*.png, or DIR/CLASS/*.png, a fifth of each class being val"
+PAIRS = "DIR/{train,val}/{images,masks}"
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 FASHION_PLACES = (Path("/usr/share/datasets/fashion-mnist"), Path("~/.cache/cpd_edge/FashionMNIST/raw"))
 
@@ -124,7 +126,7 @@ def image_folder(root: Path, *, seed: int = 0, workers: int = 0, image_size: int
     Raises:
         DataError: no folder, no class, a class without images, or other classes in val than in train.
     """
-    _need_folder(root, "DIR/train/CLASS/*.png and DIR/val/CLASS/*.png")
+    _need_folder(root, FOLDERS)
     paths: list[list[Path]] = []
     targets: list[list[int]] = []
     if (root / "train").is_dir():
@@ -137,12 +139,12 @@ def image_folder(root: Path, *, seed: int = 0, workers: int = 0, image_size: int
                 hint="the two sides need folders of the same names",
             )
         for side in ("train", "val"):
-            found = [(p, i) for i, label in enumerate(labels) for p in _members(root / side / label)]
+            found = [(p, i) for i, label in enumerate(labels) for p in _members(root / side / label, FOLDERS)]
             paths.append([p for p, _ in found])
             targets.append([i for _, i in found])
     else:
         labels = _classes(root)
-        found = [(p, i) for i, label in enumerate(labels) for p in _members(root / label)]
+        found = [(p, i) for i, label in enumerate(labels) for p in _members(root / label, FOLDERS)]
         for part in split([i for _, i in found], 0.2, seed):
             paths.append([found[k][0] for k in part])
             targets.append([found[k][1] for k in part])
@@ -169,14 +171,14 @@ def _need_folder(folder: Path, wanted: str) -> None:
 def _classes(folder: Path) -> list[str]:
     labels = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(labels) < 2:
-        raise DataError(f"{folder} holds {len(labels)} class folders, wanted at least 2", hint="DIR/train/CLASS/*.png")
+        raise DataError(f"{folder} holds {len(labels)} class folders, wanted at least 2", hint=f"wanted: {FOLDERS}")
     return labels
 
 
-def _members(folder: Path) -> list[Path]:
+def _members(folder: Path, wanted: str) -> list[Path]:
     found = pictures(folder)
     if not found:
-        raise DataError(f"{folder} holds no images", hint="png, jpg, bmp, webp, tif or ppm; or remove the folder")
+        raise DataError(f"{folder} holds no images", hint=f"wanted: {wanted}; png, jpg, bmp, webp, tif or ppm")
     return found
 
 
@@ -224,9 +226,9 @@ def _seg_side(pairs: list[tuple[Path, Path]], size: tuple[int, int], look: Look,
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     for part in ("images", "masks"):
-        _need_folder(folder / part, "DIR/{train,val}/{images,masks}")
+        _need_folder(folder / part, PAIRS)
     masks = {p.stem: p for p in pictures(folder / "masks")}
-    images = _members(folder / "images")
+    images = _members(folder / "images", PAIRS)
     lost = [p.name for p in images if p.stem not in masks]
     if lost:
         raise DataError(

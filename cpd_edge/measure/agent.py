@@ -1447,6 +1447,8 @@ def sample(folder: str) -> None:
     while os.getppid() == parent:
         append(log, sensors.read())
         time.sleep(config["telemetry_s"])
+    if config.get("temporary"):  # nobody is left to remove it
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main(arguments: list[str]) -> None:

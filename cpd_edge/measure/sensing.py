@@ -48,10 +48,17 @@ class HereSensors:
     def __init__(self, every_s: float = EVERY_S, root: str = "/") -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="cpd-edge-sensors-")
         self._log = Path(self._folder.name) / "telemetry"
-        (Path(self._folder.name) / "config").write_text(json.dumps({"root": root, "telemetry_s": every_s}))
+        (Path(self._folder.name) / "config").write_text(
+            json.dumps({"root": root, "telemetry_s": every_s, "temporary": True})
+        )
         agent = str(Path(__file__).with_name("agent.py"))
         command = [sys.executable, "-I", agent, "sampler", self._folder.name]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the parent, whose end is this one's too
+        )
 
     def readings(self) -> list[Reading]:
         """See `Sensors`."""

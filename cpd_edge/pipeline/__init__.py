@@ -21,7 +21,7 @@ from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.stages import run
 from cpd_edge.pipeline.sweeps import Swept, budgets
 from cpd_edge.pipeline.sweeps import sweep as run_sweep
-from cpd_edge.store import Run, measurement_from, read_json
+from cpd_edge.store import Run, measurement_from, read_json, require_folder
 from cpd_edge.types import Budget, Measurement
 
 
@@ -110,6 +110,7 @@ def prune(
         raise UsageError(f"budget {budget!r}", hint="give Budget(limit_ms=12) or Budget(speedup=2)")
     request, module, task = _asked(model, data, budget, device, settings)
     folder = Path(out) if out else new_folder(request.model)
+    require_folder(folder, "out")
     done, network = run(request, folder, model=module, data=task, resume=resume, progress=progress)
     return Pruned(
         module=network,
@@ -151,6 +152,7 @@ def sweep(
     over = budgets(budgets_ms, speedups, quantile, tolerance)
     request, module, task = _asked(model, data, over[0], device, settings)
     folder = Path(out) if out else new_folder(f"sweep-{request.model}")
+    require_folder(folder, "out")
     return run_sweep(request, over, folder, model=module, data=task, resume=resume, progress=progress)
 
 

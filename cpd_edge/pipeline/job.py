@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 
 from torch import nn
 
@@ -61,7 +62,15 @@ class Job:
     @cached_property
     def start(self) -> Student | None:
         """The student of another run that this one begins with, or None: the dense network."""
+        if (self.checkpoints / f"{START}.json").exists():
+            self._again(self.checkpoints / f"{START}.pt2", "pruned.pt2")
         return load_student(self.checkpoints, START)
+
+    def _again(self, path: Path, theirs: str) -> None:
+        """Takes a network that was deleted from the run that this one began with."""
+        start = self.run.record.get("start")
+        if start is not None and not path.exists():
+            store.write_bytes(path, (Path(start) / theirs).read_bytes())
 
     @contextlib.contextmanager
     def shown(self, name: str) -> Iterator[None]:
@@ -86,8 +95,9 @@ class Job:
     def dense(self, model: nn.Module | None, traced: Network | None) -> Subject:
         """The dense network, trained if that was asked for, combed and exported; from the run folder if it is there."""
         saved = self.run / "dense.pt2"
+        self._again(saved, "dense.pt2")
         if saved.exists():
-            network = networks.load(saved)
+            network = networks.load(saved, networks.REMADE)
         else:
             assert model is not None and traced is not None
             if self.request.train:

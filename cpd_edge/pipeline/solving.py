@@ -12,6 +12,7 @@ from cpd_edge import store
 from cpd_edge.comb import comb
 from cpd_edge.errors import DataError, InfeasibleError, TableError, UsageError
 from cpd_edge.intake.tasks import Task, load_task
+from cpd_edge.layout import Widths, axes
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.mixture import Mixing
@@ -28,7 +29,7 @@ from cpd_edge.profile.table import LatencyTable
 from cpd_edge.solve.milp import solve as solved
 from cpd_edge.solve.pose import Elsewhere
 from cpd_edge.solve.ways import PLAIN
-from cpd_edge.types import Budget, Interval, Limits
+from cpd_edge.types import Budget, Interval, Limits, Region
 
 
 def solve(
@@ -58,7 +59,7 @@ def solve(
         )
     table = LatencyTable.load(run / "table.json")
     others = _distinct([_elsewhere(text, table) for text in also], also)
-    network = networks.load(run / "dense.pt2")
+    network = networks.load(run / "dense.pt2", networks.REMADE)
     constraints = request.constraints
     limits = constraints.limits
     task = _task(request)
@@ -104,8 +105,19 @@ def solve(
             for r in where.problem.resources[1:]
         ],
         "widths": {name: (n, plan.widths.get(name, n)) for name, n in groups.widths.items()},
+        "gone": gone_with(table.regions, plan.widths),
         **(mixture(subject, plan) if subject and mixed else {}),
     }
+
+
+def gone_with(regions: Sequence[Region], widths: Widths) -> dict[str, str]:
+    """Groups that leave with a branch, since no region outside it has them, by the branch's name."""
+    found: dict[str, str] = {}
+    for region in regions:
+        branch = next((b for b in region.within if not widths.get(b, 1)), "")
+        for group in axes(region.reads, region.writes, *region.weight):
+            found[group] = branch if found.get(group, branch) else ""
+    return {group: branch for group, branch in found.items() if branch and group in widths}
 
 
 def _subject(request: Request, network: Network, task: Task | None) -> Subject:

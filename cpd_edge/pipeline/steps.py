@@ -176,10 +176,11 @@ def save_student(folder: Path, name: str, student: Student) -> None:
 
 def load_student(folder: Path, name: str) -> Student | None:
     """A step that is finished, or None."""
-    if not (folder / f"{name}.json").exists():
+    if not all((folder / f"{name}.{ending}").exists() for ending in ("json", "pt2")):
         return None
     data = store.read_json(folder / f"{name}.json")
-    return Student(networks.load(folder / f"{name}.pt2"), plan_from_json(data["plan"]), tuple(data["history"]))
+    network = networks.load(folder / f"{name}.pt2", networks.REMADE)
+    return Student(network, plan_from_json(data["plan"]), tuple(data["history"]))
 
 
 def plan_from_json(data: Mapping[str, Any]) -> Plan:

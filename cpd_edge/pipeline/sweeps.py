@@ -33,6 +33,7 @@ WORST = ("PASS", "INCONCLUSIVE", "FAIL")
 KEPT = (
     "verdict", "reason", "budget_ms", "quantile", "latency_ms", "dense_latency_ms", "speedup", "metric", "metric_dense",
     "metric_pruned", "metric_intervals", "macs_ratio", "params_ratio", "predicted_ms", "floor_ms", "void",
+    "checks", "environment", "created", "version", "command",
 )  # fmt: skip
 """What a point repeats of its run's record."""
 OF_THE_BUDGET = ("budget_ms", "speedup")
@@ -135,7 +136,8 @@ def sweep(
 
 
 def _named(name: str, tell: Progress) -> Progress:
-    return lambda stage, fraction, text: tell(stage, fraction, f"{name} {text}".strip())
+    """Progress whose stages carry a point's name."""
+    return lambda stage, fraction, text: tell(f"{name} {stage}", fraction, text)
 
 
 def _opened(request: Request, over: Sequence[Budget], folder: Path, resume: bool) -> dict[str, Any]:

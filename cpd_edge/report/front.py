@@ -17,7 +17,7 @@ from cpd_edge.report.figures import EDGE, MARGIN, WIDE, finite
 from cpd_edge.report.headline import TONES
 from cpd_edge.report.record import Record
 from cpd_edge.report.svg import Scale
-from cpd_edge.report.view import Bullets, Column, Figure, Headline, Report, Section, Table
+from cpd_edge.report.view import Bullets, Code, Column, Figure, Headline, Report, Section, Table
 from cpd_edge.types import Interval
 
 COLUMNS = (
@@ -25,6 +25,7 @@ COLUMNS = (
     "dense_latency_ms", "speedup", "metric", "metric_dense", "metric_pruned", "metric_low", "metric_high", "macs_ratio",
     "params_ratio", "floor_ms", "start", "run",
 )  # fmt: skip
+RUNTIME_VERSION = ("environment", "runtime_version")
 TITLE = "Metric against measured latency"
 
 
@@ -87,6 +88,7 @@ def table(points: Sequence[Mapping[str, Any]]) -> str:
 def view(data: Mapping[str, Any]) -> Report:
     """What the page says."""
     points = [Record(p) for p in data["points"]]
+    doubted = [p for p in points if failed(p)]
     request, verdict = Record(data).at("request"), str(data["verdict"])
     counted = {v: sum(p.text("verdict") == v for p in points) for v in TONES}
     said = ", ".join(f"{n} {v}" for v, n in counted.items() if n)
@@ -96,18 +98,25 @@ def view(data: Mapping[str, Any]) -> Report:
         reading = _reading(drawn)
         blocks.append(Figure(front("fig-front", TITLE, reading, drawn), TITLE, reading, wide=True))
     blocks.append(_rows(points))
+    notes = [f"not run yet: {', '.join(data['missing'])}"] if data["missing"] else []
+    notes += [f"checks failed at {', '.join(p.text('point') for p in doubted)}"] if doubted else []
     unmet = tuple(f"{p.text('point')}: {p.text('reason')}" for p in points if p.text("verdict") != "PASS")
+    doubts = tuple(f"{p.text('point')}: {check}" for p in doubted for check in failed(p))
+    commands = repeat(points, data["missing"], Path(Record(data).text("sweep")))
     return Report(
         title="Sweep",
         subject=request.text("model") or "unnamed model",
         meta=tuple(
             (name, text)
             for name, text in (
-                ("Device", request.text("device")),
-                ("Runtime", request.text("runtime")),
-                ("Precision", request.text("precision")),
+                ("Device", each(points, ("environment", "device")) or request.text("device")),
+                ("Runtime", each(points, ("environment", "runtime"), RUNTIME_VERSION) or request.text("runtime")),
+                ("Precision", each(points, ("environment", "precision")) or request.text("precision")),
+                ("Threads", each(points, ("environment", "threads")) or request.text("threads")),
                 ("Data", request.text("data")),
                 ("Sweep", Record(data).text("sweep")),
+                ("Created", min((p.text("created") for p in points), default="").replace("T", " ")),
+                ("cpd_edge", each(points, ("version",))),
             )
             if text
         ),
@@ -115,14 +124,41 @@ def view(data: Mapping[str, Any]) -> Report:
             verdict=verdict,
             tone=TONES.get(verdict, "none"),
             sentence=f"{len(points)} budgets: {said}",
-            reason=f"not run yet: {', '.join(data['missing'])}" if data["missing"] else "",
+            reason="; ".join(notes),
         ),
         tiles=(),
         sections=(
             Section("front", "The front", tuple(blocks)),
             *((Section("unmet", "Budgets that were not met", (Bullets(unmet),)),) if unmet else ()),
+            *((Section("checks", "Checks that failed", (Bullets(doubts),)),) if doubts else ()),
+            *((Section("repeat", "To go on" if data["missing"] else "To repeat", commands),) if commands else ()),
         ),
     )
+
+
+def each(points: Sequence[Record], *paths: tuple[str, ...]) -> str:
+    """What stands at some paths of the points, side by side; more than once where points differ."""
+    found = (" ".join(text for path in paths if (text := p.text(*path))) for p in points)
+    return ", ".join(dict.fromkeys(text for text in found if text))
+
+
+def failed(point: Record) -> tuple[str, ...]:
+    """The checks of a point that failed, with what they found."""
+    rows = (row for row in point.rows("checks") if row.value("passed") is False)
+    return tuple(f"{row.text('name')} ({row.text('detail')})" for row in rows)
+
+
+def repeat(points: Sequence[Record], missing: Sequence[str], folder: Path) -> tuple[Code, ...]:
+    """The commands that made the sweep, or the one that goes on with it where points are missing."""
+    commands = list(dict.fromkeys(command for p in points if (command := p.text("command"))))
+    return tuple(map(Code, [store.resumed(commands[-1], folder)] if missing and commands else commands))
+
+
+def _judged(point: Record) -> str:
+    """The verdict, with what speaks against it."""
+    void, count = bool(point.value("void")), len(failed(point))
+    doubts = [*(["void"] if void else []), *([f"{count} check{'s' if count > 1 else ''} failed"] if count else [])]
+    return ", ".join([point.text("verdict"), *doubts])
 
 
 def _measured(data: Mapping[str, Any]) -> list[Record]:
@@ -131,8 +167,9 @@ def _measured(data: Mapping[str, Any]) -> list[Record]:
 
 def _rows(points: Sequence[Record]) -> Table:
     numeric = ("latency [ms]", "speed-up", "MACs ratio", "parameters ratio", "metric")
-    columns = (*(Column(n) for n in ("budget", "verdict")), *(Column(n, True) for n in numeric), Column("begins with"))
-    rows = []
+    ends = (Column("begins with"), Column("report", linked=True))
+    columns = (*(Column(n) for n in ("budget", "verdict")), *(Column(n, True) for n in numeric), *ends)
+    rows = [_dense_row(p) for p in points if p.interval("dense_latency_ms")][:1]
     for p in points:
         share = form.is_share(p.text("metric"), p.number("metric_pruned"))
         metric = p.interval("metric_intervals", "pruned")
@@ -141,27 +178,41 @@ def _rows(points: Sequence[Record]) -> Table:
         rows.append(
             (
                 p.text("point") + (" *" if p.value("front") is True else ""),
-                p.text("verdict"),
+                _judged(p),
                 form.interval_ms(p.interval("latency_ms")),
                 form.ratio(speedup.estimate if speedup else None),
                 form.ratio(p.number("macs_ratio")),
                 form.ratio(p.number("params_ratio")),
                 score,
                 p.text("start") or "the dense network",
+                f"{p.text('point')}/report.html",
             )
         )
     return Table("Points, the widest budget first; * is on the front", columns, tuple(rows))
 
 
+def _dense_row(p: Record) -> tuple[str, ...]:
+    """The dense network, as a point's window measured it."""
+    return ("dense", "", form.interval_ms(p.interval("dense_latency_ms")), "", "", "", _dense_score(p), "", "")
+
+
+def _dense_score(p: Record) -> str:
+    return form.score(p.number("metric_dense"), form.is_share(p.text("metric"), p.number("metric_dense")))
+
+
 def _reading(points: Sequence[Record]) -> str:
-    told = []
+    first = points[0]
+    told = [
+        f"dense: {form.interval_ms(first.interval('dense_latency_ms'))} at {first.text('metric')} {_dense_score(first)}"
+    ]
     for p in points:
         share = form.is_share(p.text("metric"), p.number("metric_pruned"))
         told.append(
             f"{p.text('point')}: {form.interval_ms(p.interval('latency_ms'))} at "
             f"{p.text('metric')} {form.score(p.number('metric_pruned'), share)}"
         )
-    return "; ".join(told) + ". Whiskers are 95 % intervals; the line joins the front."
+    line = "; the line joins the front" if sum(p.value("front") is True for p in points) > 1 else ""
+    return "; ".join(told) + f". Whiskers are 95 % intervals{line}."
 
 
 def front(name: str, title: str, reading: str, points: Sequence[Record]) -> str:

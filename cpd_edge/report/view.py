@@ -11,11 +11,12 @@ from typing import ClassVar, TypeAlias
 
 @dataclass(frozen=True)
 class Column:
-    """A table column; `drawn` columns hold small drawings that Markdown leaves out."""
+    """A table column; `drawn` columns hold small drawings that Markdown leaves out, `linked` ones pages' paths."""
 
     name: str
     numeric: bool = False
     drawn: bool = False
+    linked: bool = False
 
 
 @dataclass(frozen=True)

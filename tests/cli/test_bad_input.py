@@ -72,6 +72,17 @@ OTHERS = {
     "bench of no quantile": (("bench", "text.onnx", "--quantile", "1"), "--quantile 0.99"),
     "bench of a frame alone": (("bench", "text.onnx", "--frame", "480,640"), "add --end-to-end"),
     "bench of no frame": (("bench", "text.onnx", "--end-to-end", "--frame", "480"), "--frame 1080,1920"),
+    "bench into a folder": (("bench", "text.onnx", "--out", "empty"), "--out empty/NAME"),
+    "bench into a file's folder": (("bench", "text.onnx", "--out", "text.onnx/b.json"), "give another --out"),
+    "prune into a file": ((*PRUNE, *TWICE, "--out", "mine.py"), "mine.py is a file, wanted a folder"),
+    "prune into no place": ((*PRUNE, *TWICE, "--out", "/proc/x"), "nothing can be written in /proc"),
+    "sweep into a file": (("sweep", *PRUNE[1:], "--speedups", "2", "--out", "mine.py"), "wanted a folder"),
+    "drawing into a folder": (("comb", NET, "--input", "1,48,48", "--draw", "empty"), "--draw empty/NAME"),
+    "solve of a file": (("solve", "mine.py"), "wanted a run folder"),
+    "report of a file": (("report", "mine.py"), "wanted a run folder"),
+    "report of a file's folder": (("report", "mine.py/run"), "cpd-edge prune"),
+    "bench of a folder of samples": (("bench", "samples.json"), "cannot be read"),
+    "import of no file": (("tables", "import", "nowhere.csv"), "cpd-edge tables export"),
     "bench of no time": (("bench", "text.onnx", "--limit-s", "0"), "time limit above 0"),
 }  # fmt: skip
 
@@ -119,6 +130,12 @@ def test_a_missing_runtime_is_answered_with_the_pip_line(shell: Shell, call: tup
     done = shell(*call, missing=("onnxruntime",))
     assert (done.code, (shell.folder / "bad").exists()) == (2, False)
     assert "pip install 'cpd-edge[cpu]'" in done.err and answered(done.err)
+
+
+def test_tables_in_a_file_are_answered_too(shell: Shell) -> None:
+    """What is no folder of tables is named before anything is measured."""
+    done = shell("profile", NET, "--input", "1,48,48", "--profiles", "mine.py")
+    assert done.code == 2 and "cannot be written: Not a directory" in done.err and "Traceback" not in done.err
 
 
 def test_an_error_is_one_json_object_too(shell: Shell) -> None:

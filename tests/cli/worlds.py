@@ -76,6 +76,7 @@ def write_world(folder: Path) -> None:
     """Fills the folder."""
     (folder / "mine.py").write_text(MINE)
     (folder / "empty").mkdir()
+    (folder / "samples.json").mkdir()
     (folder / "text.onnx").write_text("no engine")
     rng = np.random.default_rng(0)
     for side, count in (("train", 8), ("val", 4)):

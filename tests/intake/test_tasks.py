@@ -239,14 +239,14 @@ def test_missing_fashion_mnist_names_the_package(tmp_path: Path, monkeypatch: py
 
 def test_bad_folders_are_refused_before_any_work(classes: Path, tmp_path: Path) -> None:
     """Each fault of an image folder has its own sentence."""
-    for spec, says in (("imagefolder:/nowhere", "is not a folder"), ("mnist", "digits, fashion-mnist")):
+    for spec, says in (("imagefolder:/nowhere", "or DIR/CLASS/"), ("mnist", "digits, fashion-mnist")):
         with pytest.raises(DataError, match=says):
             load_task(spec)
     (classes / "train" / "eel").mkdir()
     with pytest.raises(DataError, match="different classes: eel"):
         load_task(f"imagefolder:{classes}")
     (classes / "val" / "eel").mkdir()
-    with pytest.raises(DataError, match=r"train/eel holds no images"):
+    with pytest.raises(DataError, match=r"train/eel holds no images\n  wanted: .* or DIR/CLASS/\*.png"):
         load_task(f"imagefolder:{classes}")
     (classes / "train" / "eel").rmdir()
     (classes / "val" / "eel").rmdir()

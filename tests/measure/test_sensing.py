@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,30 @@ def test_this_machine_s_sensors_mean_what_a_device_s_mean(tmp_path: Path) -> Non
     assert before < found[0].time_ns < found[-1].time_ns < time.perf_counter_ns()
     assert (4984 * 1856 / 1e3, "module (VDD_IN)") == telemetry.total_mw(found[0].power_mw)
     assert reader.poll() is not None
+
+
+def test_a_reader_hears_no_ctrl_c_and_leaves_nothing_when_its_parent_is_killed() -> None:
+    """It is in a session of its own; after a `kill -9` of the parent it ends, and its folder is gone."""
+    code = """if True:
+        import time
+        from cpd_edge.measure.sensing import HereSensors
+        sensors = HereSensors(0.05)
+        print(sensors._process.pid, sensors._folder.name, flush=True)
+        time.sleep(60)"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid, folder = parent.stdout.readline().split()
+        assert int(pid) == os.getsid(int(pid))
+        became(Path(folder, "telemetry").exists)
+        parent.kill()
+    became(lambda: not Path(folder).exists())
+
+
+def became(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_energy_over_a_window_is_gross_and_net_of_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,11 +114,12 @@ def test_what_cannot_be_traced_names_the_users_line() -> None:
         trace(Branching(), SHAPE)
 
 
-def test_a_file_that_is_no_program_says_so(tmp_path: Path) -> None:
-    """Not a traceback, a sentence."""
+def test_a_file_that_is_no_program_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not a traceback, nor a log of one: a sentence, and what to do."""
     (tmp_path / "x.pt2").write_bytes(b"nonsense")
-    with pytest.raises(ModelError, match="is not an exported program"):
+    with pytest.raises(ModelError, match=r"is not an exported program.*\n  it is damaged"):
         load(tmp_path / "x.pt2")
+    assert not caplog.records
 
 
 def test_a_clone_shares_nothing() -> None:

@@ -14,8 +14,10 @@ from cli.shell import Done, Shell
 from cli.worlds import PRUNE, QUICK
 from torch import Tensor, nn
 
+from cpd_edge.cli.text import solve_text
 from cpd_edge.cut import cut
 from cpd_edge.pipeline.quantities import PROVENANCE, counted, eased, file_size, macs, params, peak_memory
+from cpd_edge.pipeline.solving import gone_with
 from cpd_edge.pipeline.subject import Subject
 from cpd_edge.profile.regions import find_regions
 from cpd_edge.store import Run
@@ -52,6 +54,18 @@ def plans(subject: Subject) -> Iterator[dict[str, np.ndarray]]:
             g.name: np.arange(gone if g.depth else int(rng.integers(1, g.units + 1)))
             for g in subject.combed.groups.groups
         }
+
+
+def test_a_group_inside_a_branch_that_goes_is_told_as_gone(subject: Subject) -> None:
+    """Nothing outside the branch has it, so its width says nothing; what the branch adds to stays."""
+    (branch,) = (g.name for g in subject.combed.groups.groups if g.depth)
+    assert {} == gone_with(subject.regions, subject.widths)
+    left = {**subject.widths, branch: 0}
+    assert {"up": branch} == gone_with(subject.regions, left)
+    numbers = dict.fromkeys(("predicted_ms", "limit_ms", "objective", "bound", "gap", "seconds", "macs_ratio"), 1.0)
+    widths = {name: (n, left[name]) for name, n in subject.widths.items()}
+    told = solve_text({**numbers, "limits": [], "widths": widths, "gone": {"up": branch}})
+    assert f"20 -> gone, with {branch}" in told and "1 -> gone" in told and "12 -> 12" in told
 
 
 def test_quantities_are_those_of_the_cut_network(subject: Subject) -> None:
@@ -154,4 +168,4 @@ def test_a_table_of_another_model_is_refused(limited: tuple[Run, Done], shell: S
     data["groups"]["stem"] += 1
     (shell.folder / "other.json").write_text(json.dumps(data))
     done = shell("solve", "limited", "--also", "other.json=3")
-    assert done.code == 1 and "another model" in done.err and "stem" in done.err
+    assert done.code == 2 and "another model" in done.err and "stem" in done.err

@@ -30,6 +30,7 @@ DEATHS = (
     ("profile", 6), ("distil", 1), ("measure rounds", 0), ("bench", 0), ("layers", 0),
 )  # fmt: skip
 """Where the run is killed, one life after the other: in turn before, in and after each stage that takes long."""
+KILLED = (*PRUNE, "--speedup", "1.3", *QUICK, "--steps", "2", "--epochs", "1", "--profiles", "killed/tables")
 LASTING = ("dense.pt2", "dense.onnx", "groups.json", "table.json", "checkpoints/step-")
 """Files that are written once, by their beginnings."""
 
@@ -45,12 +46,11 @@ class Life:
 @pytest.fixture(scope="module")
 def lives(shell: Shell) -> list[Life]:
     """A run that is killed again and again, then left to finish, without the device's tables."""
-    words = (*PRUNE, "--speedup", "1.3", *QUICK, "--steps", "2", "--epochs", "1", "--profiles", "killed/tables")
     found = []
     for i, death in enumerate([*DEATHS, None]):
         if death is None:
             shutil.rmtree(shell.folder / "killed/tables")
-        done = shell(*words, "--out", "killed/run", *(["--resume"] if i else []), "--json", kill_at=death)
+        done = shell(*KILLED, "--out", "killed/run", *(["--resume"] if i else []), "--json", kill_at=death)
         root = shell.folder / "killed"
         found.append(Life(done, {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}))
     return found
@@ -187,6 +187,21 @@ def test_a_resumed_run_leaves_nothing_half_done(lives: list[Life]) -> None:
     names = [name for name in lives[-1].files if name.startswith("run/")]
     assert not [name for name in names if "checkpoints" in name or Path(name).name.startswith(".")]
     assert {"run/report.html", "run/report.md", "run/plan.json", "run/pruned.pt2", "run/pruned.onnx"} <= set(names)
+
+
+def test_a_damaged_network_is_named_and_made_again_where_it_is_deleted(lives: list[Life], shell: Shell) -> None:
+    """A truncated checkpoint is one error with what to do, and doing it goes on to the verdict."""
+    for name, data in lives[3].files.items():
+        write_bytes(shell.folder / "damaged" / name, data)
+    damaged = shell.folder / "damaged/run/checkpoints/step-1.pt2"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    words = (*KILLED, "--out", "damaged/run", "--resume", "--json")
+    refused = shell(*words)
+    assert 2 == refused.code and "delete it and add --resume" in refused.json["hint"]
+    assert "step-1.pt2 is not an exported program" in refused.err and "Traceback" not in refused.err
+    damaged.unlink()
+    done = shell(*words)
+    assert EXIT_CODES[done.json["verdict"]] == done.code
 
 
 def test_rounds_are_counted_once(lives: list[Life]) -> None:

@@ -33,11 +33,10 @@ SWEEP = ("sweep", *PRUNE[1:], *QUICK, "--profiles", "swept-tables", "--out", "sw
 def lives(shell: Shell) -> list[Done]:
     """One budget; then two more, killed in the second one's training; then the rest. The last cannot be met."""
     more = ("--speedups", "500,2,1.2", "--resume")
-    return [
-        shell(*SWEEP, "--speedups", "1.2"),
-        shell(*SWEEP, *more, kill_at=("distil", 1)),
-        shell(*SWEEP, *more),
-    ]
+    found = [shell(*SWEEP, "--speedups", "1.2"), shell(*SWEEP, *more, kill_at=("distil", 1))]
+    for damaged in ("dense.pt2", "checkpoints/start.pt2"):  # as its message says that one may
+        (shell.folder / "swept/2x" / damaged).unlink()
+    return [*found, shell(*SWEEP, *more)]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +54,7 @@ def test_a_killed_sweep_goes_on(lives: list[Done], swept: Path) -> None:
     first = {k: v for k, v in lives[0].json["points"][0].items() if k != "front"}
     assert first == {k: v for k, v in lives[-1].json["points"][0].items() if k != "front"}
     assert lives[-1].json == read_json(swept / "sweep.json")
+    assert {"1.2x distil", "2x distil"} <= {line[:16].strip() for life in lives for line in life.err.splitlines()}
     kept = "kept in swept; should it stop, the same command with --resume goes on"
     assert [1, 1, 1] == [life.err.splitlines().count(kept) for life in lives]
 
@@ -148,13 +148,16 @@ def test_every_setting_of_prune_is_one_of_the_request() -> None:
 
 
 def test_one_void_point_voids_the_sweep() -> None:
-    """It is named in its line; a point of a run that could not be measured has none."""
+    """It and failed checks are named at their point, below the dense network; what was not measured has none."""
     bounds = {"estimate": 2.0, "low": 1.9, "high": 2.1}
     whole = {"latency_ms": bounds, "speedup": bounds, "macs_ratio": 2.0, "params_ratio": 2.0, "metric": "accuracy"}
     whole |= {"metric_pruned": 0.9, "metric_dense": 0.9, "front": True, "verdict": "PASS", "reason": ""}
     slowed = {**whole, "point": "2x", "void": ["2 over-current events (oc1)"]}
     unmet = {"point": "9x", "front": False, "verdict": "FAIL", "reason": "no plan", "latency_ms": None, "void": None}
+    slowed["checks"] = [{"name": "table predicts", "passed": False, "detail": "9 %"}]
     record = {"sweep": "s", "verdict": "FAIL", "points": [slowed, unmet]}
+    told = sweep_text(record)
+    assert "1 of 1 failed: table predicts (9 %)" in told and "   dense  " in told.splitlines()[0]
     assert Swept(Path("s"), record, Path("s/sweep.html")).void and "VOID: 2 over-current" in sweep_text(record)
     assert not Swept(Path("s"), {**record, "points": [unmet]}, Path("s/sweep.html")).void
 

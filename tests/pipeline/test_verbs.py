@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 from importlib import import_module
 from importlib.metadata import requires
 from pathlib import Path
@@ -99,6 +101,22 @@ def test_profile_measures_once_and_finds_it_again(shell: Shell) -> None:
     assert Path(shell.folder / found["table"] / "samples.jsonl").read_bytes() != log
 
 
+def test_an_interrupted_profile_says_that_it_is_kept_and_what_goes_on(shell: Shell) -> None:
+    """That very command measures the rest, what was measured is not measured again."""
+    call = shell.start(*PROFILE, "--fresh", "--profiles", "cut-short")
+    logs = shell.folder / "cut-short"
+    call.wait_until(lambda: any(log.read_text().count("\n") > 2 for log in logs.glob("**/*.jsonl")))
+    call.send(signal.SIGINT)
+    done = call.done()
+    assert 130 == done.code and "what was measured is kept" in done.err and "Traceback" not in done.err
+    (log,) = logs.glob("**/samples.jsonl")
+    kept = log.read_bytes()
+    command = shlex.split(done.err.strip().splitlines()[-1])
+    assert ["cpd-edge", *PROFILE, "--profiles", "cut-short"] == command
+    assert 0 == shell(*command[1:]).code
+    assert log.read_bytes().startswith(kept[: kept.rindex(b"\n")])
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_tables_are_handed_on(ending: str, shell: Shell) -> None:
     """`tables export` and `import` carry every table to another store; what is there already is not doubled."""
@@ -118,7 +136,7 @@ def test_tables_are_handed_on(ending: str, shell: Shell) -> None:
 def test_no_table_is_exported_as_such(shell: Shell) -> None:
     """A filter that nothing passes says where it looked, and writes no file."""
     done = shell("tables", "export", "none.csv", "--device", "no such board", "--profiles", "given")
-    assert done.code == 1 and "no such table under given" in done.err and "cpd-edge tables list" in done.err
+    assert done.code == 2 and "no such table under given" in done.err and "cpd-edge tables list" in done.err
     assert not (shell.folder / "none.csv").exists()
 
 
