@@ -41,14 +41,14 @@ def predict(
 ) -> dict[int, float]:
     """Sum of the regions' heads timed alone, by index of the held-out sample [ms].
 
-    Operations of equal shape are timed once. Samples that the time does not reach are left out.
+    Operations of equal shape are timed once. Samples that the time does not reach are left out, but for the first.
 
     Args:
         build: the ONNX file of the network at some widths.
         attribution: the network's regions by the names of their nodes; the head of each is timed.
         samples: those that are held out are predicted.
         make_runner: opens a model file in the deployment runtime.
-        seconds: time after which no further sample is begun.
+        seconds: time after which no operation of a further sample is timed.
         clock: monotonic clock [ns].
     """
     until = time.monotonic() + seconds
@@ -60,7 +60,7 @@ def predict(
         total = 0.0
         model = onnx.load_from_string(build(sample.widths))
         for single in single_operations(model, attribution.adapted(model).heading(model)).values():
-            if time.monotonic() > until:
+            if out and time.monotonic() > until:
                 return out
             name = hashlib.sha256(single).hexdigest()
             if name not in known:
