@@ -75,7 +75,7 @@ def run(
     if record is not None and "verdict" in record.record:
         tell("load", 1.0, "")
         return record, _finished(record)
-    traced, weights = None, origin(request, model is not None)
+    traced, module = None, model is not None
     if start is None and (record is None or not (record / "dense.pt2").exists()):
         model = model if model is not None else _model(request, task)
         check_model(task, model)
@@ -83,7 +83,7 @@ def run(
     if record is None:
         record = store.Run.create(folder, request.to_json())
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        record.update(command=command, created=now, weights=weights)
+        record.update(command=command, created=now, weights=origin(request, module))
     if start is not None:
         begin(record, start)
     tell("load", 1.0, "")

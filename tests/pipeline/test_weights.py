@@ -72,7 +72,7 @@ def test_a_run_does_not_go_on_with_other_weights(weighted: tuple[Run, Path, tupl
     run, file, words = weighted
     began, record = file.read_bytes(), read_json(run / "run.json")
     assert shell(*words, "--resume").code == 0
-    torch.save({k: v + 1 for k, v in torch.load(file).items()}, file)
+    torch.save({k: v + 1 for k, v in torch.load(file, weights_only=True).items()}, file)
     done = shell(*words, "--resume")
     assert done.code == 2 and "w.pt is not the file of weights that the run to resume began with" in done.err
     assert "put the old w.pt back, or start a new --out" in done.err
