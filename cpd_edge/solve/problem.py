@@ -22,6 +22,8 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 
 LATENCY = "latency"
 """Name of the first resource of every problem."""
+ROUNDING = 1e-12
+"""What a sum may be off by, relative to it: a limit that equals a network's own load keeps that network."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,9 @@ class Problem:
 
     @cached_property
     def limits(self) -> Floats:
-        """The limit of each load's sum `[loads]`."""
-        return np.asarray([load.bend.total(r.limit) for r in self.resources for load in r.loads], np.float64)
+        """The limit of each load's sum, up to rounding `[loads]`."""
+        exact = np.asarray([load.bend.total(r.limit) for r in self.resources for load in r.loads], np.float64)
+        return exact + ROUNDING * np.abs(exact)
 
     def span(self, name: str) -> slice:
         """Where the loads of a resource lie among all."""

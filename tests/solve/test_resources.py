@@ -80,6 +80,15 @@ def test_several_limits_together_equal_enumeration() -> None:
     assert solved > 10 and refused > 1
 
 
+def test_limits_that_are_what_the_dense_network_takes_keep_it() -> None:
+    """Also where the sums that they were derived from were rounded another way; a limit that is below them does not."""
+    for seed in range(5):
+        problem = drawn(seed)
+        own = list(problem.used(problem.dense).values())
+        assert solve(problem.limited(*(np.nextafter(used, 0) for used in own))).objective == 0
+        assert not problem.limited(*(used * (1 - 1e-9) for used in own)).fits(problem.dense)
+
+
 @pytest.mark.parametrize("at", range(4))
 def test_each_limit_alone_equals_enumeration(at: int) -> None:
     """Any one of the resources may be the only one that is limited."""
