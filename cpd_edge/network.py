@@ -29,6 +29,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from cpd_edge.canonical import TRAINING_ARGUMENT, canonical, op_name
 from cpd_edge.errors import ModelError
 from cpd_edge.layout import Layout
+from cpd_edge.store import write_with
 from cpd_edge.types import Groups
 
 DAMAGED = "it is damaged, or another file was meant; a run is started again with a new --out"
@@ -236,8 +237,13 @@ def export(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.Expor
 
 
 def save(network: Network, path: Path) -> None:
-    """Saves as `.pt2`, which loads with `torch.export.load(path).module()`, without this package."""
-    torch.export.save(export(network, network.input_shape), path)
+    """Saves as `.pt2`, which loads with `torch.export.load(path).module()`, without this package.
+
+    Raises:
+        StoreError: the file cannot be written; what was there is whole.
+    """
+    program = export(network, network.input_shape)
+    write_with(path, lambda stream: torch.export.save(program, stream))
 
 
 def load(path: Path, damaged: str = DAMAGED) -> Network:

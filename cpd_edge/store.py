@@ -16,6 +16,7 @@ Format history: 1, the first.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -23,7 +24,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -36,20 +37,41 @@ PARTIAL = ".partial-"
 """How the name of a file begins that is being written; one that a killed run left is of no use."""
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes `data` so that `path` holds either its old content or all of the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}{path.name}.")
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says what to do where the system does not let a file be written.
+
+    Raises:
+        StoreError: no room is left, or nothing may be written there.
+    """
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written: {error.strerror}",
+            hint="make room there, or let it be written, then go on: what was written before is whole",
+        ) from error
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Writes `data` so that `path` holds either its old content or all of the new one, never a part.
+
+    Raises:
+        StoreError: as `writing`.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,15 +84,11 @@ def write_json(path: Path, data: object) -> None:
     write_text(path, json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
 
 
-def write_with(path: Path, save: Callable[[Path], object]) -> None:
-    """Lets `save` write a temporary file with the same suffix beside `path`, then moves it in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{PARTIAL}{os.getpid()}-{path.name}"
-    try:
-        save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write_with(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """`write_bytes` of what `save` writes to a stream in memory: torch ends the process where a disk is full."""
+    stream = io.BytesIO()
+    save(stream)
+    write_bytes(path, stream.getbuffer())
 
 
 def require_file(path: Path, option: str = "--out") -> None:

@@ -38,7 +38,7 @@ def save_state(
         "history": history,
         "losses": losses,
     }
-    write_with(path, lambda part: torch.save(state, part))
+    write_with(path, lambda stream: torch.save(state, stream))
 
 
 def load_state(path: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -114,7 +114,7 @@ class Job:
                     )
                 traced = networks.trace(model, self.task.input_shape)
             network = traced
-            store.write_with(saved, lambda path: networks.save(network, path))
+            networks.save(network, saved)
         with self.stage("comb"):
             subject = Subject.of(
                 network,

@@ -13,7 +13,7 @@ from torch import nn
 
 from cpd_edge import network as networks
 from cpd_edge import store
-from cpd_edge.errors import InfeasibleError
+from cpd_edge.errors import InfeasibleError, StoreError
 from cpd_edge.intake.models import RandomWeightsWarning, load_model
 from cpd_edge.intake.tasks import Task, check_model, load_task
 from cpd_edge.measure.runtimes import require_runtime
@@ -121,16 +121,23 @@ def begin(record: store.Run, start: Path) -> None:
 
 
 def _finished(record: store.Run) -> Network:
-    """The network of a run that has its verdict already; writes the report if that was all that was missing."""
+    """The network of a run that has its verdict already; writes the report if that was all that was missing.
+
+    Raises:
+        InfeasibleError: the verdict is that no plan meets the budget.
+        StoreError: the network was deleted.
+    """
     if not (record / "report.html").exists():
         write_report(record.folder)
     _tidy(record)
-    if not (record / "pruned.pt2").exists():
-        found = record.record
-        raise InfeasibleError(
-            found["reason"], floor_ms=found["floor_ms"], binding=tuple(found["binding"]), hint=found["hint"]
-        )
-    return networks.load(record / "pruned.pt2")
+    found, path = record.record, record / "pruned.pt2"
+    if path.exists():
+        return networks.load(path)
+    if "hint" not in found:
+        raise StoreError(f"the run is finished, but {path} is gone", hint="put it back, or start a new --out")
+    raise InfeasibleError(
+        found["reason"], floor_ms=found["floor_ms"], binding=tuple(found["binding"]), hint=found["hint"]
+    )
 
 
 def _tidy(record: store.Run) -> None:
@@ -155,7 +162,7 @@ def _stages(job: Job, model: nn.Module | None, traced: Network | None) -> Networ
     assert student is not None
     window, parity, student = job.finish(subject, table, student)
     with job.stage("save"):
-        store.write_with(job.run / "pruned.pt2", lambda path: networks.save(student.network, path))
+        networks.save(student.network, job.run / "pruned.pt2")
     store.write_json(job.run / "plan.json", {"format": store.FORMAT, **store.plain(student.plan)})
     outcome.write(job, subject, table, student, window, parity)
     return student.network

@@ -170,7 +170,7 @@ def teach(
 
 def save_student(folder: Path, name: str, student: Student) -> None:
     """Writes a step's network and its plan; the plan last, so that its presence says that both are whole."""
-    store.write_with(folder / f"{name}.pt2", lambda path: networks.save(student.network, path))
+    networks.save(student.network, folder / f"{name}.pt2")
     store.write_json(folder / f"{name}.json", {"plan": student.plan, "history": student.history})
 
 

@@ -190,9 +190,9 @@ def write_file(frame: pd.DataFrame, path: Path) -> None:
         RuntimeMissing: Parquet, and pyarrow is not installed.
     """
     if _ending(path) == ".csv":
-        write_with(path, lambda place: frame.to_csv(place, index=False))
+        write_with(path, lambda stream: frame.to_csv(stream, index=False))
     else:
-        write_with(path, lambda place: frame.to_parquet(place, index=False))
+        write_with(path, lambda stream: frame.to_parquet(stream, index=False))
 
 
 def read_file(path: Path) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from cpd_edge.profile.draws import Draw, Looks, draws, further
 from cpd_edge.profile.library import Library
 from cpd_edge.profile.table import ENOUGH, FORMAT, LatencyTable, Sample
 from cpd_edge.profile.turns import Bench, Fusions, MakeRunner
-from cpd_edge.store import held, plain, write_text
+from cpd_edge.store import held, plain, write_text, writing
 from cpd_edge.types import Region, Widths
 
 LIMIT_S, REGION_S, DENSE_RUNS, FEWEST = 45.0, 0.15, 120, 16
@@ -293,7 +293,7 @@ class _Log:
         if self.path is None:
             return
         line = json.dumps({**plain(sample), "seconds": seconds, "fused": fused}) + "\n"
-        with self.path.open("a") as stream:
+        with writing(self.path), self.path.open("a") as stream:
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cpd_edge.errors import ModelError
+from cpd_edge.errors import ModelError, StoreError
 from cpd_edge.network import load, save, trace
 
 SHAPE = (3, 8, 8)
@@ -106,6 +107,21 @@ def test_a_saved_network_loads_without_the_class(tmp_path: Path) -> None:
         [sys.executable, "-c", code, tmp_path / "net.pt2", tmp_path / "io.pt"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path) -> None:
+    """What was there is whole, nothing half written is left, and the process lives."""
+    network = trace(Small(), SHAPE)
+    save(network, tmp_path / "net.pt2")
+    before, limits = (tmp_path / "net.pt2").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=r"net\.pt2 cannot be written: File too large\n  make room there"):
+            save(network, tmp_path / "net.pt2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "net.pt2").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
 
 
 def test_what_cannot_be_traced_names_the_users_line() -> None:
