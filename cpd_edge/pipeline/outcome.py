@@ -24,6 +24,7 @@ from cpd_edge.measure.runtimes import LAUNCHES, ON_CPU, TITLES
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.aim import Window
 from cpd_edge.pipeline.mixture import INT8
+from cpd_edge.pipeline.plans import remaining
 from cpd_edge.pipeline.quantities import FILE_SIZE, counted, macs
 from cpd_edge.pipeline.request import Request
 from cpd_edge.pipeline.steps import Student
@@ -106,7 +107,7 @@ def write(job: Job, subject: Subject, table: LatencyTable, student: Student, win
         rounds=len(run.record.get("round_log", [])),
         **(mixture(subject, plan) if job.request.mixed else {}),
         **_ratios(subject, student),
-        **comb_record(subject.combed, plan.keep),
+        **comb_record(subject.combed, remaining(subject.regions, plan.widths)),
         **quality,
         **layers,
     )

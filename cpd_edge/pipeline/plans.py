@@ -187,3 +187,18 @@ def on_device(
         hint=f"ask for {FLAGS[LATENCY]} {floor_ms * 1.05:.4g} or more",
         beside=error.beside,
     )
+
+
+def gone_with(regions: Sequence[Region], widths: Widths) -> dict[str, str]:
+    """Groups that leave with a branch, since no region outside it has them, by the branch's name."""
+    found: dict[str, str] = {}
+    for region in regions:
+        branch = next((b for b in region.within if not widths.get(b, 1)), "")
+        for group in axes(region.reads, region.writes, *region.weight):
+            found[group] = branch if found.get(group, branch) else ""
+    return {group: branch for group, branch in found.items() if branch and group in widths}
+
+
+def remaining(regions: Sequence[Region], widths: Widths) -> dict[str, int]:
+    """The widths, 0 of groups that leave with a branch."""
+    return {**widths, **dict.fromkeys(gone_with(regions, widths), 0)}

@@ -144,8 +144,7 @@ class Request:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(
-                    f"{name.replace('_', ' ')} of {value}: it must be above 0",
-                    hint=_again(name, example),
+                    f"{name.replace('_', ' ')} of {value}: it must be finite and above 0", hint=_again(name, example)
                 )
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"alpha of {self.alpha}: it must lie between 0 and 1", hint=_again("alpha", 0.7))

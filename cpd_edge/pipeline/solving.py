@@ -12,12 +12,11 @@ from cpd_edge import store
 from cpd_edge.comb import comb
 from cpd_edge.errors import DataError, InfeasibleError, TableError, UsageError
 from cpd_edge.intake.tasks import Task, load_task
-from cpd_edge.layout import Widths, axes
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.mixture import Mixing
 from cpd_edge.pipeline.outcome import macs_at, mixture
-from cpd_edge.pipeline.plans import SOLVE_S, on_device, posed
+from cpd_edge.pipeline.plans import SOLVE_S, gone_with, on_device, posed
 from cpd_edge.pipeline.precision import calibration_images
 from cpd_edge.pipeline.profiling import INT8_TABLE, MIXING
 from cpd_edge.pipeline.quantities import counted
@@ -29,7 +28,7 @@ from cpd_edge.profile.table import LatencyTable
 from cpd_edge.solve.milp import solve as solved
 from cpd_edge.solve.pose import Elsewhere
 from cpd_edge.solve.ways import PLAIN
-from cpd_edge.types import Budget, Interval, Limits, Region
+from cpd_edge.types import Budget, Interval, Limits
 
 
 def solve(
@@ -108,16 +107,6 @@ def solve(
         "gone": gone_with(table.regions, plan.widths),
         **(mixture(subject, plan) if subject and mixed else {}),
     }
-
-
-def gone_with(regions: Sequence[Region], widths: Widths) -> dict[str, str]:
-    """Groups that leave with a branch, since no region outside it has them, by the branch's name."""
-    found: dict[str, str] = {}
-    for region in regions:
-        branch = next((b for b in region.within if not widths.get(b, 1)), "")
-        for group in axes(region.reads, region.writes, *region.weight):
-            found[group] = branch if found.get(group, branch) else ""
-    return {group: branch for group, branch in found.items() if branch and group in widths}
 
 
 def _subject(request: Request, network: Network, task: Task | None) -> Subject:

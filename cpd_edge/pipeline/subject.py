@@ -207,13 +207,13 @@ def save_groups(run: store.Run, subject: Subject) -> None:
     store.write_json(run / "groups.json", {"format": store.FORMAT, **comb_record(subject.combed)})
 
 
-def comb_record(combed: Combed, keep: Mapping[str, object] | None = None) -> dict[str, object]:
-    """Groups and frozen axes as the record holds them."""
+def comb_record(combed: Combed, kept: Widths | None = None) -> dict[str, object]:
+    """Groups and frozen axes as the record holds them; of groups that `kept` does not name all units stay."""
     groups = combed.groups
-    kept = {name: len(units) for name, units in (keep or {}).items()}  # type: ignore[arg-type]
+    left = {**groups.widths, **(kept or {})}
     return {
         "groups": [
-            {"name": g.name, "units": g.units, "kept": kept.get(g.name, g.units), "exact": g.exact, "depth": g.depth}
+            {"name": g.name, "units": g.units, "kept": left[g.name], "exact": g.exact, "depth": g.depth}
             for g in groups.groups
         ],
         "frozen": [store.plain(f) for f in groups.frozen],

@@ -27,8 +27,12 @@ def origin(request: Request, module: bool = False) -> dict[str, str]:
         source = str(file)
     elif request.weights is not None:
         source = f"published by {request.model.partition(':')[0]}"
+    elif user:
+        source = f"from {user[0]}"
+    elif request.train:
+        return {"source": "none given: trained from scratch by this run"}
     else:
-        source = f"from {user[0]}" if user else "none given, random"
+        source = "none given: random"
     trained = ", then trained on the data by this run" if request.train else ""
     return {"source": source + trained, **({"sha256": _sha256(file)} if file and file.is_file() else {})}
 

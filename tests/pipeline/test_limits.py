@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from cpd_edge.cli.text import solve_text
 from cpd_edge.cut import cut
+from cpd_edge.pipeline.plans import gone_with, remaining
 from cpd_edge.pipeline.quantities import PROVENANCE, counted, eased, file_size, macs, params, peak_memory
-from cpd_edge.pipeline.solving import gone_with
 from cpd_edge.pipeline.subject import Subject
 from cpd_edge.profile.regions import find_regions
 from cpd_edge.store import Run
@@ -62,6 +62,7 @@ def test_a_group_inside_a_branch_that_goes_is_told_as_gone(subject: Subject) -> 
     assert {} == gone_with(subject.regions, subject.widths)
     left = {**subject.widths, branch: 0}
     assert {"up": branch} == gone_with(subject.regions, left)
+    assert remaining(subject.regions, left) == {**left, "up": 0}
     numbers = dict.fromkeys(("predicted_ms", "limit_ms", "objective", "bound", "gap", "seconds", "macs_ratio"), 1.0)
     widths = {name: (n, left[name]) for name, n in subject.widths.items()}
     told = solve_text({**numbers, "limits": [], "widths": widths, "gone": {"up": branch}})

@@ -23,8 +23,8 @@ HALF = Budget(speedup=2)
 @pytest.mark.parametrize(
     ("model", "asked", "source", "chance"),
     [
-        ("torchvision:resnet18", {}, "none given, random", True),
-        ("zoo:resnet8", {"train": True}, "none given, random, then trained on the data by this run", False),
+        ("torchvision:resnet18", {}, "none given: random", True),
+        ("zoo:resnet8", {"train": True}, "none given: trained from scratch by this run", False),
         ("timm:vit_tiny_patch16_224", {"weights": "pretrained"}, "published by timm", False),
         ("nets/mine.py:make_net", {}, "from nets/mine.py", False),
         ("zoo:resnet8", {"weights": "w.pt"}, "w.pt", False),
