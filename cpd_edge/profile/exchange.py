@@ -212,7 +212,10 @@ def read_file(path: Path) -> pd.DataFrame:
             return pd.read_csv(path, dtype=str, keep_default_na=False)
         return pd.read_parquet(path)
     except (ValueError, OSError) as error:
-        raise TableError(f"{path} does not read as {ending.removeprefix('.')}: {error}") from None
+        raise TableError(
+            f"{path} does not read as {ending.removeprefix('.')}: {error}",
+            hint=f"make it again with: cpd-edge tables export {path}",
+        ) from None
 
 
 def _ending(path: Path) -> str:
