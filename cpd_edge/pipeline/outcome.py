@@ -183,7 +183,7 @@ def _reason(record: Mapping[str, Any], window: Window, tolerance: float) -> str:
     if window.verdict == "FAIL":
         return "the engine is slower than the budget allows, and no round is left to prune further"
     if window.verdict == "INCONCLUSIVE":
-        return "the interval holds the budget: measure longer, or on a quieter machine (cpd-edge bench)"
+        return "the budget lies inside the interval: measure longer, or on a quieter machine (cpd-edge bench)"
     if window.close < 1 - tolerance:
         why = "the finished engine came out faster than the build that the loop stopped at"
         if not _stopped_near(record.get("round_log", []), tolerance):
