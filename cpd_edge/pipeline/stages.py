@@ -13,7 +13,7 @@ from torch import nn
 
 from cpd_edge import network as networks
 from cpd_edge import store
-from cpd_edge.errors import InfeasibleError
+from cpd_edge.errors import InfeasibleError, StoreError
 from cpd_edge.intake.models import RandomWeightsWarning, load_model
 from cpd_edge.intake.tasks import Task, check_model, load_task
 from cpd_edge.measure.runtimes import require_runtime
@@ -121,12 +121,23 @@ def begin(record: store.Run, start: Path) -> None:
 
 
 def _finished(record: store.Run) -> Network:
-    """The network of a run that has its verdict already; writes the report if that was all that was missing."""
-    if not (record / "report.html").exists():
+    """The network of a run that has its verdict already; writes the report if that was all that was missing.
+
+    Raises:
+        StoreError: a file that the record names is gone.
+        InfeasibleError: the run's own, where no plan met its budget.
+    """
+    found = record.record
+    gone = [name for name in found.get("hashes", {}) if name != outcome.GIVEN and not (record / name).exists()]
+    if gone:
+        raise StoreError(
+            f"{record.folder} has its verdict, but {', '.join(gone)} {'is' if len(gone) == 1 else 'are'} gone",
+            hint="a finished run makes nothing again: put them back, or start again with a new --out",
+        )
+    if not (record / "report.html").exists() or not (record / "report.md").exists():
         write_report(record.folder)
     _tidy(record)
     if not (record / "pruned.pt2").exists():
-        found = record.record
         raise InfeasibleError(
             found["reason"], floor_ms=found["floor_ms"], binding=tuple(found["binding"]), hint=found["hint"]
         )
