@@ -195,6 +195,17 @@ def test_a_ratio_without_macs_is_said_to_be_unknown() -> None:
     assert "MACs unknown" in bench_text({**found, "macs_ratio": None})
 
 
+@pytest.mark.parametrize("trained", [(), ("--train",)])
+def test_a_pattern_that_protects_nothing_is_refused_before_anything_is_timed(
+    trained: tuple[str, ...], shell: Shell
+) -> None:
+    """And before the network is trained."""
+    words = (*PRUNE, "--speedup", "1.3", *QUICK, "--protect", "stme", *trained, "--out", f"typo{len(trained)}")
+    done = shell(*words)
+    assert done.code == 2 and "--protect 'stme' names no group and no tensor" in done.err
+    assert not {"train", "deploy", "dense latency", "profile"} & set(Run(shell.folder / words[-1]).record["seconds"])
+
+
 def test_a_larger_engine_has_more_macs() -> None:
     """Beside a smaller one it is said to have more of them, and not a part fewer."""
     span = {"estimate": 0.5, "low": 0.4, "high": 0.6, "n": 9}
