@@ -188,9 +188,9 @@ def _strategy_line(strategy: str, objective: str, predicted: str, measured: str)
 def bench_text(r: dict[str, Any]) -> str:
     """A measurement as text."""
     lines = [f"p{100 * r['quantile']:g} {span(r['latency_ms'])} {how_known(r)}, n {r['latency_ms']['n']}: {r['stop']}"]
+    lines += ran_lines(r)
     if "speedup" in r:
-        fewer = "MACs unknown" if r["macs_ratio"] is None else f"{r['macs_ratio']:.2f} x fewer MACs"
-        lines.append(f"speed-up {span(r['speedup'], 'x')}: {r['outcome']}, with {fewer}")
+        lines.append(f"speed-up {span(r['speedup'], 'x')}: {r['outcome']}, with {_work(r['macs_ratio'])}")
         lines += ["  not paired: the two were measured in windows apart"] if not r.get("paired", True) else []
         lines += [f"  forced although {r['forced']}"] if r.get("forced") else []
     lines += stage_lines(r) if "stages" in r else []
@@ -205,6 +205,22 @@ def bench_text(r: dict[str, Any]) -> str:
     if "verdict" in r:
         lines.append(f"{r['verdict']} for {r['budget_ms']:.4g} ms")
     return "\n".join(lines)
+
+
+def _work(ratio: float | None) -> str:
+    """MACs of the reference over those of the engine, in words."""
+    if ratio is None:
+        return "MACs unknown"
+    return f"{ratio:.2f} x fewer MACs" if ratio >= 1 else f"{1 / ratio:.2f} x more MACs"
+
+
+def ran_lines(r: dict[str, Any]) -> list[str]:
+    """What ran the engine, so that two lines of numbers are compared only where they may be."""
+    at = r.get("environment", {})
+    if not {"device", "runtime", "precision", "threads"} <= at.keys():
+        return []
+    runtime = f"{at['runtime']} {at.get('runtime_version', '')}".strip()
+    return [f"  on {at['device']}, {runtime}, {at['precision']}, threads {at['threads']}"]
 
 
 def sensor_lines(r: dict[str, Any]) -> list[str]:

@@ -18,8 +18,8 @@ from cpd_edge.network import Branch
 
 _HEAVY = frozenset(
     """
-    addmm baddbmm bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d einsum gru linear lstm
-    matmul mm rnn_relu rnn_tanh scaled_dot_product_attention
+    addmm baddbmm bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution einsum gru
+    linear lstm matmul mm rnn_relu rnn_tanh scaled_dot_product_attention
     """.split()  # noqa: SIM905
 )
 """A run without one of these is not worth a choice of its own."""

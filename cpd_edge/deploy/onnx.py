@@ -199,7 +199,8 @@ class OnnxCutter:
             if node.op_type == "Conv" or node.op_type == "ConvTranspose":
                 for attribute in node.attribute:
                     if attribute.name == "group":
-                        attribute.i = size(arguments[(6,)], widths)
+                        (groups,) = arguments.values()
+                        attribute.i = size(groups, widths)
             elif node.op_type in ("Reshape", "Expand") and node.output[0] in self._free_dims:
                 unknown = -1 if node.op_type == "Reshape" else 1
                 free, dims = self._free_dims[node.output[0]], self.combed.values[node.output[0]]

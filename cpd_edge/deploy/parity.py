@@ -51,7 +51,9 @@ def check_parity(
     if got.shape != wanted.shape:
         raise ParityError(f"engine {name} gives shape {got.shape}, torch gives {wanted.shape}")
     if not np.isfinite(got).all() or not np.isfinite(wanted).all():
-        raise ParityError(f"engine {name}: outputs are not finite", hint="check the weights for NaN or overflow")
+        raise ParityError(
+            f"engine {name}: outputs are not finite", hint="check the weights and the images for NaN, and for overflow"
+        )
     max_abs = float(np.abs(got - wanted).max())
     max_rel = max_abs / (float(np.abs(wanted).max()) or 1.0)
     agreement = float((got.argmax(1) == wanted.argmax(1)).mean())

@@ -116,8 +116,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # the unpickler raises whatever the bytes make it; kept as the cause
             why = (str(error).splitlines() or [""])[0]
+            told = f"{type(error).__name__}: {why}"
+            if why.startswith("Weights only load failed"):  # what follows is how to load it all the same
+                told = "it holds objects that only code could make, such as a whole module"
             raise ModelError(
-                f"{path} is no plain state dict: {type(error).__name__}: {why}",
+                f"{path} is no plain state dict: {told}",
                 hint="save it with: torch.save(model.state_dict(), 'weights.pt')",
             ) from error
     for wrapper in ("state_dict", "model_state_dict", "model"):

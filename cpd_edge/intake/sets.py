@@ -253,23 +253,31 @@ def user_loaders(spec: str, made: Any) -> Data:
     """Two loaders that the user's factory made; kind, size and classes are read from the validation batches.
 
     Raises:
-        DataError: not a pair of loaders with a length, or a batch that is not (images, integer targets).
+        DataError: not a pair of loaders with a length, a loader without a batch, images of several shapes, or a batch
+            that is not (images, integer targets).
     """
     if not (isinstance(made, (tuple, list)) and len(made) == 2 and all(hasattr(m, "__len__") for m in made)):
         raise DataError(f"{spec} gives {type(made).__name__}", hint="return (train_loader, val_loader) or a Task")
     train, val = made
     shape: tuple[int, ...] = ()
     dims, highest = 0, 0
-    for loader in (val, train):
+    for loader, side in ((val, "validation"), (train, "training")):
+        empty = True
         for item in loader:
+            empty = False
             images, targets = _checked(spec, item)
             shape, dims = shape or tuple(images.shape[1:]), targets.dim()
+            if tuple(images.shape[1:]) != shape:
+                raise DataError(
+                    f"{spec}: {side} images are {tuple(images.shape[1:])}, others {shape}",
+                    hint="an engine reads one shape: scale all images to it, in both loaders",
+                )
             valid = targets[targets != IGNORE] if dims == 3 else targets
             highest = max(highest, int(valid.max())) if valid.numel() else highest
             if loader is train:
                 break
-    if not shape:
-        raise DataError(f"{spec}: the validation loader is empty")
+        if empty:
+            raise DataError(f"{spec}: the {side} loader is empty", hint="it must give one batch at least")
     names = tuple(getattr(getattr(val, "dataset", None), "classes", ()))
     kind: Kind = "segmentation" if dims == 3 else "classification"
     labels = tuple(map(str, names)) if len(names) > highest else tuple(str(i) for i in range(highest + 1))

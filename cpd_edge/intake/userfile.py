@@ -40,7 +40,8 @@ def load(spec: str, kind: type[UsageError], **offered: object) -> Any:
         if not hasattr(module, name):
             own = module.__name__
             public = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == own]
-            raise kind(f"{file} has no {name or 'name given'!r}", hint=f"it defines: {', '.join(public) or 'nothing'}")
+            wrong = f"{file} has no {name!r}" if name else f"{spec!r} names nothing in the file: give {file}:NAME"
+            raise kind(wrong, hint=f"it defines: {', '.join(public) or 'nothing'}")
         thing = getattr(module, name)
         return _call(thing, offered) if isinstance(thing, type) or not hasattr(thing, "state_dict") else thing
 

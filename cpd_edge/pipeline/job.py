@@ -43,6 +43,7 @@ from cpd_edge.pipeline.steps import (
 )
 from cpd_edge.pipeline.subject import Subject, save_groups
 from cpd_edge.profile.table import LatencyTable
+from cpd_edge.solve.constraints import protected
 from cpd_edge.types import Interval
 
 NEARLY = 0.99
@@ -101,7 +102,9 @@ class Job:
         else:
             assert model is not None and traced is not None
             if self.request.train:
-                require_groups(comb(traced, self.task.input_shape))
+                combed = comb(traced, self.task.input_shape)
+                require_groups(combed)
+                protected(combed.groups, self.request.constraints)  # refuses a pattern that names nothing
                 with self.stage("train") as tell:
                     train(
                         model,
@@ -125,6 +128,7 @@ class Job:
                 self.request.precision,
                 self.rig.images,
             )
+            protected(subject.combed.groups, self.request.constraints)
             save_groups(self.run, subject)
             if subject.quantiser is not None:
                 self.run.update(quantisation=subject.quantiser.to_json())

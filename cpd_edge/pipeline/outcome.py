@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 REPEATS = 30
+GIVEN = "weights given"
+"""What stands among the hashes for the file of weights, which is no file of the run."""
 """Profiled inferences behind the times of layers."""
 AGAIN = "; measure again on a quieter machine: cpd-edge bench"
 """What to do about a trend."""
@@ -149,7 +151,7 @@ def _conclude(job: Job, window: Window, checks: list[dict[str, Any]]) -> None:
     engines = [f"{name}{kind}.onnx" for name in ("dense", "pruned") for kind in ("", "-fp32")]
     files = [f for f in (*engines, "dense.pt2", "pruned.pt2") if (run / f).exists()]
     weights = run.record.get("weights") or {}
-    given = {"weights given": weights["sha256"]} if "sha256" in weights else {}
+    given = {GIVEN: weights["sha256"]} if "sha256" in weights else {}
     run.update(
         budget_ms=window.limit_ms,
         quantile=budget.quantile,
@@ -184,7 +186,7 @@ def _reason(record: Mapping[str, Any], window: Window, tolerance: float) -> str:
     if window.verdict == "FAIL":
         return "the engine is slower than the budget allows, and no round is left to prune further"
     if window.verdict == "INCONCLUSIVE":
-        return "the interval holds the budget: measure longer, or on a quieter machine (cpd-edge bench)"
+        return "the budget lies inside the interval: measure longer, or on a quieter machine (cpd-edge bench)"
     if window.close < 1 - tolerance:
         why = "the finished engine came out faster than the build that the loop stopped at"
         if not _stopped_near(record.get("round_log", []), tolerance):

@@ -124,20 +124,24 @@ def _finished(record: store.Run) -> Network:
     """The network of a run that has its verdict already; writes the report if that was all that was missing.
 
     Raises:
-        InfeasibleError: the verdict is that no plan meets the budget.
-        StoreError: the network was deleted.
+        StoreError: a file that the record names is gone.
+        InfeasibleError: the run's own, where no plan met its budget.
     """
-    if not (record / "report.html").exists():
+    found = record.record
+    gone = [name for name in found.get("hashes", {}) if name != outcome.GIVEN and not (record / name).exists()]
+    if gone:
+        raise StoreError(
+            f"{record.folder} has its verdict, but {', '.join(gone)} {'is' if len(gone) == 1 else 'are'} gone",
+            hint="a finished run makes nothing again: put them back, or start again with a new --out",
+        )
+    if not (record / "report.html").exists() or not (record / "report.md").exists():
         write_report(record.folder)
     _tidy(record)
-    found, path = record.record, record / "pruned.pt2"
-    if path.exists():
-        return networks.load(path)
-    if "hint" not in found:
-        raise StoreError(f"the run is finished, but {path} is gone", hint="put it back, or start a new --out")
-    raise InfeasibleError(
-        found["reason"], floor_ms=found["floor_ms"], binding=tuple(found["binding"]), hint=found["hint"]
-    )
+    if not (record / "pruned.pt2").exists():
+        raise InfeasibleError(
+            found["reason"], floor_ms=found["floor_ms"], binding=tuple(found["binding"]), hint=found["hint"]
+        )
+    return networks.load(record / "pruned.pt2")
 
 
 def _tidy(record: store.Run) -> None:

@@ -85,8 +85,10 @@ class Subject:
         dense = finish(exported.model)
         named = lowered if same else combed
         layouts = value_layouts(named)
-        ends = survivors([v for b in named.branches for v in (b.first, b.last)], exported.model, dense)
-        runs = {b.name: (ends[b.first], ends[b.last]) for b in named.branches}
+        written = {b.name: b for b in lowered.branches}
+        branches = [written.get(b.name, b) for b in named.branches]
+        ends = survivors([v for b in branches for v in (b.first, b.last)], exported.model, dense)
+        runs = {b.name: (ends[b.first], ends[b.last]) for b in branches}
         regions = find_regions(dense, layouts, runs)
         true = same and cuts_truly(cutter, combed, runtime)
         quantiser = None

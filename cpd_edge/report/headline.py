@@ -62,7 +62,7 @@ def margin(interval: Interval, limit_ms: float) -> str:
         return f"margin {write.percent((limit_ms - interval.high) / limit_ms)}"
     if math.isinf(interval.high):
         return f"upper bound not supported by n = {interval.n}"
-    return "the interval holds the budget"
+    return "the budget lies inside the interval"
 
 
 def sentence(record: Record) -> str:

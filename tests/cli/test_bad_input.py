@@ -20,6 +20,7 @@ PRUNES = {
     "unknown origin": (("resnet18", *DATA, *TWICE), "torchvision:NAME"),
     "missing file": (("nowhere.py:make_net", *DATA, *TWICE), "nowhere.py does not exist"),
     "missing factory": (("mine.py:make", *DATA, *TWICE), "it defines: make_net"),
+    "file without a factory": (("mine.py", *DATA, *TWICE), "give mine.py:NAME"),
     "factory that fails": (("mine.py:make_broken", *DATA, *TWICE), f"mine.py:{line_of('four')}: "),
     "weights that are not there": ((NET, *DATA, *TWICE, "--weights", "my.pt"), "weights my.pt do not exist"),
     "weights that are no weights": ((NET, *DATA, *TWICE, "--weights", "mine.py"), "torch.save(model.state_dict()"),

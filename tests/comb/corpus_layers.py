@@ -50,6 +50,10 @@ case("transposed convolutions", IMAGE, "w:2 w:2:4 w:3:3 u:5",
 case("transposed convolutions of one and three dims", (3, 6), "a:4 b:5",
      lambda m, x: m.head(F.conv_transpose3d(F.conv_transpose1d(x, m.a)[:, :, :, None, None], m.b).sum((2, 3, 4))),
      a=par(3, 4, 2), b=par(4, 5, 1, 1, 1), head=Linear(5, 2))
+case("convolutions as an exporter writes them", IMAGE, "w:2 w:2:4 w:3:3 u:5 v:4 cv:3",
+     lambda m, x: m.head(written(written(written(written(m.a(x), m.w, m.z, True, 2), m.u, None, True)
+                                         .flatten(2), m.v, None, True), m.cv, None, False).sum(2)),
+     a=conv(3, 8), w=par(8, 3, 2, 2), z=par(6), u=par(6, 5, 1, 1), v=par(5, 4, 2), cv=par(3, 4, 2), head=Linear(3, 2))
 case("a kernel of one with a stride over space that a layer makes", (5,), "up:2 cv:4",
      lambda m, x: m.head(m.cv(m.up(x).view(-1, 2, 3, 3)).flatten(1)),
      up=Linear(5, 18), cv=conv(2, 4, 1, stride=2, padding=1), head=Linear(36, 2))
@@ -164,6 +168,11 @@ case("normed weights", (4,), "a:6", lambda m, x: m.head(m.a(x)), a=weight_norm(L
 def heads(x: Tensor, count: int) -> Tensor:
     """Tokens `[b, n, heads * width]` as `[b, heads, n, width]`."""
     return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+def written(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, groups: int = 1) -> Tensor:
+    one, nothing = [1] * (x.dim() - 2), [0] * (x.dim() - 2)
+    return aten.convolution(x, weight, bias, one, nothing, one, transposed, nothing, groups)
 
 
 def attended(m: Any, x: Tensor) -> Tensor:

@@ -207,6 +207,27 @@ def test_user_loaders_of_another_shape_are_refused(tmp_path: Path) -> None:
         load_task(loaders_file(tmp_path, "TensorDataset(torch.rand(10, 2, 5, 5), torch.rand(10))"))
 
 
+def test_user_images_of_another_size_than_the_validation_images_are_refused(tmp_path: Path) -> None:
+    """The network is traced at one shape, so training at another would fail in its middle."""
+    spec = loaders_file(tmp_path, "TensorDataset(torch.rand(8, 2, 5, 5), torch.arange(8) % 3)")
+    file = tmp_path / "data.py"
+    larger = "TensorDataset(torch.rand(8, 2, 6, 6), torch.arange(8) % 3)"
+    file.write_text(file.read_text().replace("DataLoader(d, 4, shuffle=True)", f"DataLoader({larger}, 4)"))
+    with pytest.raises(DataError, match=r"training images are \(2, 6, 6\), others \(2, 5, 5\)"):
+        load_task(spec)
+
+
+@pytest.mark.parametrize("empty", ["training", "validation"])
+def test_a_user_loader_without_a_batch_is_refused(empty: str, tmp_path: Path) -> None:
+    """Whichever of the two it is, it is named."""
+    spec = loaders_file(tmp_path, "TensorDataset(torch.rand(3, 2, 5, 5), torch.arange(3))")
+    file = tmp_path / "data.py"
+    whole = {"training": "4, shuffle=True", "validation": "DataLoader(d, 4)"}[empty]
+    file.write_text(file.read_text().replace(whole, whole.replace("4", "4, drop_last=True")))
+    with pytest.raises(DataError, match=f"the {empty} loader is empty"):
+        load_task(spec)
+
+
 def test_fashion_mnist_is_read_from_idx_files(tmp_path: Path) -> None:
     """Four idx files under the data root are the data set; a truncated one is refused by name."""
     for side, n in (("train", 5), ("t10k", 3)):

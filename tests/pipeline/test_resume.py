@@ -228,12 +228,13 @@ def test_resume_of_a_run_that_died_before_its_report_writes_it(classified: tuple
     assert (run / "report.html").is_file()
 
 
-def test_a_finished_run_whose_network_was_deleted_says_so(classified: tuple[Run, Done], shell: Shell) -> None:
-    """It is not made again in secret: what was measured was another file's."""
-    shutil.copytree(classified[0].folder, shell.folder / "robbed")
-    (shell.folder / "robbed/pruned.pt2").unlink()
-    done = shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", "robbed", "--resume")
-    assert done.code == 2 and "robbed/pruned.pt2 is gone" in done.err and "new --out" in done.err
+@pytest.mark.parametrize("name", ["pruned.onnx", "pruned.pt2", "dense.pt2"])
+def test_a_finished_run_that_lacks_a_file_is_no_pass(name: str, classified: tuple[Run, Done], shell: Shell) -> None:
+    """The file is named, and no verdict is given on an engine that is not there."""
+    shutil.copytree(classified[0].folder, shell.folder / f"lacks-{name}")
+    (shell.folder / f"lacks-{name}" / name).unlink()
+    done = shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", f"lacks-{name}", "--resume")
+    assert done.code == 2 and f"{name} is gone" in done.err and "PASS" not in done.out
 
 
 def test_a_copied_run_is_where_it_was_copied_to(classified: tuple[Run, Done], shell: Shell) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cpd_edge.comb.relate import RULES
 from cpd_edge.deploy.onnx import OnnxCutter
 from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.measure.shapes import infer_shapes
@@ -94,6 +95,39 @@ def test_shapes_are_those_that_the_runtime_has() -> None:
     assert {name: shapes[name] for name in names} == {name: array.shape for name, array in found.items()}
     qkv, scores = 4 * 16 * 8 * 24, 4 * 2 * 16 * 4 * 16
     assert macs_at(subject.regions, subject.widths) == qkv + 2 * scores + 4 * 16 * 8 * 8
+
+
+class Gated(nn.Module):
+    """Transposed convolutions, which the exporter writes otherwise, and a gate: a branch whose end it names anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up, self.wide = nn.Conv2d(3, 8, 2, 2), nn.ConvTranspose2d(8, 6, 2, 2), nn.Conv2d(3, 6, 1)
+        self.gate, self.again = nn.Conv2d(6, 1, 1), nn.ConvTranspose2d(12, 8, 2, groups=2)
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.relu(self.wide(x))
+        return self.out(self.again(torch.cat([self.up(self.down(x)), wide * self.gate(wide).sigmoid()], 1)))
+
+
+def test_a_network_with_transposed_convolutions_is_cut_in_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It need not be exported anew for every sample, also where they have groups."""
+    subject = Subject.of(Gated().eval(), SHAPE)
+    monkeypatch.setattr(Subject, "network", None)
+    halves = {name: max(1, units // 2) for name, units in subject.widths.items()}
+    with contextlib.closing(OnnxRunner(subject.build(halves))) as runner:
+        runner.run()
+
+
+def test_branches_are_found_in_the_file_under_the_names_that_the_exporter_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where its graph has other groups than the network's, as where a call of it has no rule."""
+    monkeypatch.delitem(RULES, "convolution")
+    subject = Subject.of(Gated().eval(), SHAPE)
+    assert "gate:depth" in subject.widths
+    assert [region.name for region in subject.regions if "gate:depth" in region.within] == ["node_conv2d_2"]
 
 
 def test_macs_follow_the_widths() -> None:

@@ -195,6 +195,31 @@ def test_a_ratio_without_macs_is_said_to_be_unknown() -> None:
     assert "MACs unknown" in bench_text({**found, "macs_ratio": None})
 
 
+@pytest.mark.parametrize("trained", [(), ("--train",)])
+def test_a_pattern_that_protects_nothing_is_refused_before_anything_is_timed(
+    trained: tuple[str, ...], shell: Shell
+) -> None:
+    """And before the network is trained."""
+    words = (*PRUNE, "--speedup", "1.3", *QUICK, "--protect", "stme", *trained, "--out", f"typo{len(trained)}")
+    done = shell(*words)
+    assert done.code == 2 and "--protect 'stme' names no group and no tensor" in done.err
+    assert not {"train", "deploy", "dense latency", "profile"} & set(Run(shell.folder / words[-1]).record["seconds"])
+
+
+def test_a_larger_engine_has_more_macs() -> None:
+    """Beside a smaller one it is said to have more of them, and not a part fewer."""
+    span = {"estimate": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    found = {"quantile": 0.5, "latency_ms": span, "stop": "x", "speedup": span, "outcome": "slower"}
+    assert "4.00 x more MACs" in bench_text({**found, "macs_ratio": 0.25})
+    assert "4.00 x fewer MACs" in bench_text({**found, "macs_ratio": 4.0})
+
+
+def test_a_bench_says_what_ran_the_engine(classified: tuple[Run, Done], shell: Shell) -> None:
+    """Device, runtime, precision and threads: a run's engine may have been made for another runtime."""
+    text = shell("bench", "classified/pruned.onnx", *SHORT).out
+    assert "onnxruntime" in text and "fp32, threads 1" in text
+
+
 def test_no_speedup_is_printed_without_its_macs_ratio(classified: tuple[Run, Done], shell: Shell) -> None:
     """Every line that names a speed-up names the MACs ratio too."""
     text = shell(*PRUNE, "--speedup", "1.3", *QUICK, "--out", "classified", "--resume").out

@@ -283,7 +283,7 @@ def test_a_finished_run_says_how_to_repeat_it() -> None:
         (
             "INCONCLUSIVE",
             {"estimate": 12.7, "low": 12.5, "high": 12.9, "n": 900},
-            "the interval holds the budget",
+            "the budget lies inside the interval",
             "open",
         ),
         ("INCONCLUSIVE", {"estimate": 12.7, "low": 12.5, "high": None, "n": 3}, "bound not supported by n = 3", "open"),

@@ -59,14 +59,16 @@ def resized(r: Relation, n: fx.Node, x: Dims, dims: Sequence[int], reason: str) 
     return tuple(r.axes.fixed(new[d], reason) if d in dims else layout for d, layout in enumerate(x))
 
 
-def spatial(r: Relation, n: fx.Node, x: Dims, channels: Layout, out: Sequence[int]) -> Dims:
+def spatial(r: Relation, n: fx.Node, x: Dims, channels: Layout, out: Sequence[int], count: int | None = None) -> Dims:
     """Batch and `channels`, then fresh fixed dims for the space of `out`; what `x` has there is mixed: it stays whole.
+
+    Dims of space are as many as `count`, or as the operation's name says.
 
     Raises:
         Misaligned: the input has no batch, so its dims are others than they seem.
     """
     space = _SPACE.search(op_name(n))
-    if len(x) != 2 + (int(space.group()) if space else 2):
+    if len(x) != 2 + (count or (int(space.group()) if space else 2)):
         raise Misaligned(f"its input of {len(x)} dims has no batch")
     r.freeze(n, x[2:], "spatial extent")
     return (x[0], channels, *(r.axes.fixed(s, "spatial extent") for s in out[2:]))

@@ -20,12 +20,20 @@ def transposed_convolution(r: Relation, n: fx.Node) -> Dims:
     return _convolve(r, n, out_dim=1, in_dim=0)
 
 
-def _convolve(r: Relation, n: fx.Node, *, out_dim: int, in_dim: int) -> Dims:
+@register_rule("convolution")
+def either_convolution(r: Relation, n: fx.Node) -> Dims:
+    """What an exporter makes of a transposed convolution, and may make of any other."""
+    transposed = bool(n.args[6])
+    return _convolve(r, n, out_dim=int(transposed), in_dim=int(not transposed), at=8)
+
+
+def _convolve(r: Relation, n: fx.Node, *, out_dim: int, in_dim: int, at: int = 6) -> Dims:
     """Channels in are contracted, channels out come from the weight, kernel and space are fixed.
 
-    With groups, the weight's leading dim is groups x per-group and its other dim is per group.
+    With groups, whose number is argument `at`, the weight's leading dim is groups x per-group and its other dim is
+    per group.
     """
-    x, w, groups = r.dims(n.args[0]), list(r.dims(n.args[1])), integer(argument(n, 6, "groups", 1))
+    x, w, groups = r.dims(n.args[0]), list(r.dims(n.args[1])), integer(argument(n, at, "groups", 1))
     if len(x) != len(w):
         raise Misaligned(f"its input of {len(x)} dims has no batch")
     for kernel in w[2:]:
@@ -43,7 +51,7 @@ def _convolve(r: Relation, n: fx.Node, *, out_dim: int, in_dim: int) -> Dims:
         c_out = Prod((g, per_out))
         if per_in.extent > 1:
             r.contract(n, (0, 1), *(((1, 1),) if in_dim == 1 else ()), passing=g)
-        r.shape_argument(n, (6,), g)
+        r.shape_argument(n, (at,), g)
     bias = r.optional(n, 2)
     if bias:
         r.unify(bias[0], c_out)
@@ -51,7 +59,7 @@ def _convolve(r: Relation, n: fx.Node, *, out_dim: int, in_dim: int) -> Dims:
     dense = all(s == 1 for s in (strides if isinstance(strides, (list, tuple)) else [strides]))
     if dense and all(k.extent == 1 for k in w[2:]) and shape(n)[2:] == tuple(d.extent for d in x[2:]):
         return (x[0], c_out, *x[2:])  # each place for itself
-    return spatial(r, n, x, c_out, shape(n))
+    return spatial(r, n, x, c_out, shape(n), len(w) - 2)
 
 
 @register_rule("linear")
