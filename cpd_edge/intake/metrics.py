@@ -140,7 +140,10 @@ def interval(metric: Metric, *, draws: int = 2000, seed: int = 0) -> Interval:
 
 
 def delta_interval(metric_a: Metric, metric_b: Metric, *, draws: int = 2000, seed: int = 0) -> Interval:
-    """95 % interval of `b - a` by a paired bootstrap: the same images are drawn for both.
+    """95 % interval of `b - a` on the same images; a metric does not differ from itself.
+
+    For accuracy it is Wald's with the adjustment of Bonett and Price (2012), which does not shrink to nothing where no
+    image changes sides; for the rest a bootstrap that draws the same images for both.
 
     Raises:
         DataError: the two metrics have not seen the same number of images, or none.
@@ -148,9 +151,17 @@ def delta_interval(metric_a: Metric, metric_b: Metric, *, draws: int = 2000, see
     n, other = len(metric_a.per_sample()), len(metric_b.per_sample())
     if n != other or n == 0:
         raise DataError(f"a paired interval needs the same images: {n} against {other}")
+    delta = metric_b.compute() - metric_a.compute()
+    if metric_a is metric_b:
+        return Interval(delta, 0.0, 0.0, n)
+    if isinstance(metric_a, Accuracy):
+        sides = metric_b.per_sample()[:, 1] - metric_a.per_sample()[:, 1]
+        won, lost = (float((np.sum(sides == side) + 1) / (n + 2)) for side in (1, -1))
+        centre, half = won - lost, Z95 * float(np.sqrt((won + lost - (won - lost) ** 2) / (n + 2)))
+        return Interval(delta, max(-1.0, centre - half), min(1.0, centre + half), n)
     spread = np.concatenate([metric_b.resampled(t) - metric_a.resampled(t) for t in _draws(n, draws, seed)])
     low, high = np.quantile(spread, [0.025, 0.975])
-    return Interval(metric_b.compute() - metric_a.compute(), float(low), float(high), n)
+    return Interval(delta, float(low), float(high), n)
 
 
 def _draws(n: int, draws: int, seed: int, cells: int = 5_000_000) -> Iterator[npt.NDArray[np.int64]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -96,6 +98,17 @@ def test_a_budget_in_ms_is_judged_by_the_interval(pruned_ms: float, spread: floa
 def test_a_speedup_must_hold_in_ratio_and_latency(pruned_ms: float, ratio: tuple[float, float], verdict: str) -> None:
     """A speed-up passes only where both the paired ratio and the latency itself are inside."""
     assert judge(comparison(10.0, pruned_ms, ratio), Budget(speedup=2.0)).verdict == verdict
+
+
+@pytest.mark.parametrize(("pruned_ms", "verdict"), [(5.0, "INCONCLUSIVE"), (5.2, "FAIL")])
+def test_a_speedup_is_missed_where_all_of_the_dense_interval_says_so(pruned_ms: float, verdict: str) -> None:
+    """Half of the dense estimate is 4.97 ms, half of its upper bound 5.02; the ratio leaves it open."""
+    window = comparison(10.0, pruned_ms, (1.98, 2.02))
+    spread = 1 + 0.1 * np.random.default_rng(1).standard_normal(401)
+    window = replace(window, a=replace(window.a, samples_ns=np.round(window.a.samples_ns * spread).astype(np.int64)))
+    judged = judge(window, Budget(speedup=2.0))
+    assert judged.latency.low > judged.limit_ms and 5.0 < judged.dense.high / 2 < 5.2
+    assert judged.verdict == verdict
 
 
 @pytest.mark.parametrize(
