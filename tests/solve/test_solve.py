@@ -151,6 +151,24 @@ def test_exact_bins_of_a_sum_cost_what_the_grid_costs() -> None:
         assert solve(problem, gap=1e-9).objective == pytest.approx(enumerated(problem), rel=1e-6)
 
 
+def test_a_larger_extent_that_costs_less_is_not_taken_for_a_smaller_one() -> None:
+    """The extent of a concat is in its own bin and in none above: 1 + 3 costs more than 4 + 1, and stays outside."""
+    reach = np.asarray([2, 4, 5, 7])
+    concat = Concat((("a", 1), ("b", 1)), 0, reach, reach)
+    costs = (RegionCost("cat", ("sum",), np.asarray([1.0, 9.0, 2.0, 9.0])),)
+    candidates = {"a": np.asarray([1, 4]), "b": np.asarray([1, 3])}
+    loss = {"a": np.asarray([1.0, 0.0]), "b": np.asarray([5.0, 0.0])}
+    problem = Problem(candidates, loss, (latency(costs, 0.0, 3.0),), {"sum": concat})
+    assert {"a": 4, "b": 1} == solve(problem).widths
+
+
+def test_what_is_over_the_limit_by_less_than_the_solver_sees_is_not_taken() -> None:
+    """HiGHS allows rows 1e-9 of their limit; the plan is the best of those that are inside, not the fastest of all."""
+    costs = (RegionCost("r", ("a",), np.asarray([1.0, 1.9, 2.0 * (1 + 5e-10)])),)
+    problem = Problem({"a": np.arange(1, 4)}, {"a": np.asarray([3.0, 1.0, 0.0])}, (latency(costs, 0.0, 2.0),))
+    assert {"a": 1} == solve(problem).choice
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bent_load_is_solved_exactly(family: str) -> None:
     """Where the whole is more than its sum, limits hold for the whole, and nothing better is inside them."""
