@@ -290,6 +290,25 @@ def test_of_four_groups_that_multiply_three_have_a_grid() -> None:
     assert same.groups == ("a", "b", "c"), "where another grid of the region has those"
 
 
+def test_what_a_grid_leaves_out_beside_a_long_sum_counts_at_its_most() -> None:
+    """Of too many combinations to look at all, those with the widths that it has no dim for are among the members."""
+    leaves = [Leaf(f"s{i}", 32) for i in range(5)] + [Leaf(name, 16) for name in "xyz"]
+    candidates = {leaf.axis: np.arange(1, leaf.extent + 1) for leaf in leaves}
+
+    def at(widths: Mapping[str, Ints]) -> Floats:
+        return np.asarray(sum(widths[leaf.axis] for leaf in leaves), np.float64)
+
+    cost, sums = grid_of("cat", [Sum(tuple(leaves[:5])), *leaves[5:]], at, candidates)
+    (name, concat), left_out = *sums.items(), {"x", "y", "z"} - set(cost.groups)
+    assert 1 == len(left_out)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        choice = {g: int(rng.integers(len(c))) for g, c in candidates.items()} | dict.fromkeys(left_out, 15)
+        widths = {g: candidates[g][i] for g, i in choice.items()}
+        index = {**choice, name: int(concat.bin(widths))}
+        assert at(widths) <= cost.grid[tuple(index[g] for g in cost.groups)]
+
+
 def test_the_plan_keeps_the_most_important_units() -> None:
     """Kept units are the top ones, ascending, as many as the width says; their loss is no less than the rest's sum."""
     table, importance = dense_block(3)
@@ -316,6 +335,13 @@ def test_a_small_loss_is_the_sum_of_what_is_removed() -> None:
     assert loss[-1] == 0
     assert (np.diff(loss) <= 0).all()
     assert loss[-2] == pytest.approx(values.min(), rel=1e-3)
+
+
+def test_a_large_loss_is_more_than_the_sum_of_what_is_removed() -> None:
+    """-T log(kept / T): half of the importance costs log 2 of it all, and the last unit has no price."""
+    loss = losses(np.asarray([1.0, 2.0, 3.0]), np.asarray([0, 1, 2, 3]))
+    assert loss[1:].tolist() == pytest.approx([6 * np.log(2), 6 * np.log(6 / 5), 0.0])
+    assert loss[0] > 100
 
 
 @pytest.mark.parametrize(("units", "most"), [(1, 16), (10, 16), (16, 16), (64, 16), (100, 16), (2048, 16), (33, 4)])
