@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cpd_edge.errors import TableError
-from cpd_edge.layout import Widths, axes, from_json, to_json
+from cpd_edge.layout import Layout, Leaf, Widths, axes, from_json, to_json
 from cpd_edge.profile.doubts import least_certain
 from cpd_edge.profile.fit import Samples
-from cpd_edge.profile.forms import Extra, Fitted, Floats, Form, Fused, Ints, Model
+from cpd_edge.profile.forms import Extra, Fitted, Floats, Form, Fused, Ints, Model, reached
 from cpd_edge.profile.whole import fit_whole
 from cpd_edge.store import read_json, write_json
 from cpd_edge.types import STRAIGHT, Bend, Region
@@ -209,9 +209,17 @@ class LatencyTable:
                 names = [g for g in axes(layout) if g in self.groups and g not in own]
                 if group in names[-1:]:
                     others = {g: np.arange(self.ranges[g][0], self.ranges[g][1] + 1) for g in names[:-1]}
-                    more = self.cost(region.name, {**others, group: widths}) - self.points(region.name, {})
-                    fine &= (more <= SLIGHT * self._dense_ms).all(axis=tuple(range(len(others))))
+                    most = self.points(region.name, {}) + SLIGHT * self._dense_ms
+                    for i in np.flatnonzero(fine):
+                        extents = reached(layout, {**others, group: widths[i : i + 1]})
+                        fine[i] = (self._joining(region, layout, extents) <= most).all()
         return np.asarray(fine | (widths == self.groups[group]), np.bool_)
+
+    def _joining(self, region: Region, layout: Layout, extents: Ints) -> Floats:
+        """Latency of a region, dense but for one of the layouts that it joins, at extents of that one [ms]."""
+        joined = Leaf("joined", layout.extent)
+        here = replace(region, joined=tuple(joined if one == layout else one for one in region.joined))
+        return self.models[region.name].ms(here, {joined.axis: extents})
 
     @cached_property
     def _dense_ms(self) -> float:
