@@ -122,6 +122,11 @@ def extent(layout: Layout, widths: Columns) -> Ints:
     return out
 
 
+def addends(layout: Layout) -> tuple[Layout, ...]:
+    """The parts of a sum, those of sums in it included; what is no sum is its own."""
+    return tuple(a for part in layout.parts for a in addends(part)) if isinstance(layout, Sum) else (layout,)
+
+
 def reached(layout: Layout, widths: Columns) -> Ints:
     """Every extent that a layout may have where each axis takes any of its widths, ascending; absent ones are dense.
 
