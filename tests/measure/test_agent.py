@@ -278,6 +278,27 @@ def test_a_first_connection_that_drops_is_made_again(tmp_path: Path) -> None:
     assert ("unreachable", 1) == (caught.value.name, len(tried))
 
 
+def test_a_device_whose_connections_are_lost_at_once_is_given_up_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says hello each time, and never gets as far as the job."""
+    call, until = Session.call, time.monotonic() + PATIENCE_S
+
+    def lost(self: Session, do: str, timeout_s: float | None = None, **fields: Any) -> Any:
+        if do == "attach":
+            assert time.monotonic() < until
+            raise LinkLost
+        return call(self, do, timeout_s, **fields)
+
+    with job(tmp_path / "device", patience_s=0.5) as found:
+        monkeypatch.setattr(Session, "call", lost)
+        found._session.link.process.kill()
+        with pytest.raises(DeviceError, match=r"did not come back within 0\.5 s: each connection") as caught:
+            found.ask("moment")
+        assert "unreachable" == caught.value.name
+        monkeypatch.setattr(Session, "call", call)
+
+
 def test_a_request_that_is_sent_twice_is_done_once(tmp_path: Path) -> None:
     """Numbers of requests only grow, so a host may repeat what it is not sure of."""
     with job(tmp_path / "device") as found:
