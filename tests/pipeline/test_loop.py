@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpd_edge.errors import InfeasibleError
+from cpd_edge.errors import InfeasibleError, UndecidedError
 from cpd_edge.layout import Leaf
 from cpd_edge.pipeline import planner as planners
 from cpd_edge.pipeline.aim import Window, delta_before, limit_of
@@ -152,6 +152,26 @@ def test_the_nearest_plan_that_passed_is_taken(loop: Any) -> None:
     plan, log = loop(Device(1.0, -0.15), Budget(limit_ms=5.0), 1)
     assert [row["verdict"] for row in log] == ["PASS"]
     assert plan.predicted_ms <= 5.0
+
+
+@pytest.mark.parametrize(("bias", "passed"), [(-0.15, True), (0.15, False)])
+def test_a_search_that_ends_undecided_costs_no_plan_that_passed(
+    loop: Any, monkeypatch: pytest.MonkeyPatch, bias: float, passed: bool
+) -> None:
+    """A nearer one is not looked for any longer; where none passed there is nothing to keep."""
+    device = Device(1.0, bias)
+
+    def undecided(*asked: Any) -> Plan:
+        if device.built:
+            raise UndecidedError(20.0)
+        return plan_for(*asked)
+
+    monkeypatch.setattr(planners, "plan_for", undecided)
+    if passed:
+        assert device.built == [len(loop(device, Budget(limit_ms=5.0))[0].keep["body"])]
+    else:
+        with pytest.raises(UndecidedError):
+            loop(device, Budget(limit_ms=5.0))
 
 
 def test_a_prediction_holds_nothing_of_its_own_measurement(loop: Any, tmp_path: Path) -> None:
