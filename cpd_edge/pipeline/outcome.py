@@ -181,7 +181,7 @@ def _supported(found: Interval) -> Interval | None:
 def _reason(record: Mapping[str, Any], window: Window, tolerance: float) -> str:
     if record.get("already_met"):
         return "the dense engine already meets the budget; nothing was pruned"
-    if window.verdict == "FAIL" and "floor_ms" in record:
+    if window.verdict == "FAIL" and "reason" in record:
         return f"the engine is slower than the budget allows: {record['reason']}"
     if window.verdict == "FAIL":
         return "the engine is slower than the budget allows, and no round is left to prune further"
