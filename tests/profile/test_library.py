@@ -311,6 +311,13 @@ def test_what_is_no_file_of_tables_is_refused(change: Any, said: str, table: Lat
     assert said in str(refused.value) and "f.csv" in str(refused.value)
 
 
+def test_samples_without_those_held_out_are_no_table(table: LatencyTable) -> None:
+    """A run states at its end how well its table predicts plans that the fit has not seen."""
+    frame = to_frame([table])
+    with pytest.raises(TableError, match="no sample of 0123 is held out"):
+        from_frame(frame[~frame["held_out"]], "part.csv")
+
+
 def test_files_that_do_not_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another ending, no file, a file that lies about its kind, and Parquet without pyarrow."""
     with pytest.raises(UsageError, match=r"\.csv or \.parquet"):
