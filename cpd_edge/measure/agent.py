@@ -558,9 +558,9 @@ class Worker:
         self.engines[engine] = framed = scope["Framed"](self.engines[engine], plan)
         return {"words": framed.words}
 
-    def do_stages(self, seq: int, engine: int, last: int) -> JSON:
-        """How long each stage took in the last runs [ns]."""
-        return {"rows_ns": self.engines[engine].stage_ns[-last:]}
+    def do_stages(self, seq: int, engine: int, starts_ns: list[int]) -> JSON:
+        """How long each stage took in the runs that samples began with [ns]."""
+        return {"rows_ns": self.engines[engine].rows_ns(starts_ns)}
 
     def do_moment(self, seq: int) -> JSON:
         """The part of the environment that changes."""

@@ -7,6 +7,7 @@ their CPU build and the engine is emulated. That shows what is enqueued, in whic
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ class DeviceFrames:
         self, engine: EngineRunner, camera: Camera, *, seed: int = 0, loaded: Callable[[str], Module] = load
     ) -> None:
         self._engine, self._stream, self._modules = engine, engine.stream, list[Module]()
-        self._turn, self._stage_ms = 0, list[tuple[float, ...]]()
+        self._turn, self._begun_ns, self._stage_ms = 0, list[int](), list[tuple[float, ...]]()
         dtype = engine.input.dtype.name
         if dtype not in _FLOATS:
             raise refused(f"the engine reads {dtype}, the kernels write {', '.join(_FLOATS)}")
@@ -81,12 +82,14 @@ class DeviceFrames:
     def run(self) -> None:
         """One frame, from the host's memory to a result there."""
         stages: Sequence[Enqueue] = self._runs[self._turn]
+        self._begun_ns.append(time.perf_counter_ns())
         self._stage_ms.append(tuple(self._stream.timed_each(stages)))
         self._turn = (self._turn + 1) % host_stages.RING
 
-    def stage_ms(self, last: int) -> Mapping[str, Milliseconds]:
+    def stage_ms(self, starts_ns: npt.NDArray[np.int64]) -> Mapping[str, Milliseconds]:
         """See `StagedRunner`; by CUDA events."""
-        return by_stage(STAGES, np.asarray(self._stage_ms[-last:], np.float64) * 1e6)
+        rows = np.searchsorted(self._begun_ns, starts_ns)
+        return by_stage(STAGES, np.asarray(self._stage_ms, np.float64)[rows] * 1e6)
 
     def close(self) -> None:
         """Gives back kernels, engine and memory."""

@@ -33,8 +33,8 @@ Milliseconds = npt.NDArray[np.float64]
 class StagedRunner(Runner, Interface):
     """An engine with its stages, ready to be measured."""
 
-    def stage_ms(self, last: int) -> Mapping[str, Milliseconds]:
-        """Time of each stage in the last runs, by name `[last]` [ms]."""
+    def stage_ms(self, starts_ns: npt.NDArray[np.int64]) -> Mapping[str, Milliseconds]:
+        """Time of each stage in the runs that samples began with, by name `[samples]` [ms]: not of lead-ins."""
 
 
 class InPlace(Runner, Interface):
@@ -135,9 +135,9 @@ class HostFrames:
         """One frame, from the camera to the result."""
         self._framed.run()
 
-    def stage_ms(self, last: int) -> Mapping[str, Milliseconds]:
+    def stage_ms(self, starts_ns: npt.NDArray[np.int64]) -> Mapping[str, Milliseconds]:
         """See `StagedRunner`."""
-        return by_stage(host_stages.STAGES, self._framed.stage_ns[-last:])
+        return by_stage(host_stages.STAGES, self._framed.rows_ns(starts_ns))
 
     def close(self) -> None:
         """Frees the engine and the frames."""

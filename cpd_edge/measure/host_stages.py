@@ -29,7 +29,7 @@ class Framed:
 
     Attributes:
         result: of the last frame: values and indices of the top-k `[k]`, or a colour image `[h, w, 3]`.
-        stage_ns: `STAGES` of each run [ns].
+        begun_ns, stage_ns: when each run began, and `STAGES` of it [ns].
         words: what ran the stages.
 
     Raises:
@@ -51,6 +51,7 @@ class Framed:
         pixels = np.random.default_rng(plan["seed"]).integers(0, 256, (RING, h, w, channels), np.uint8)
         self.frames: Any = pixels if channels > 1 else pixels[..., 0]
         self.turn = 0
+        self.begun_ns: list[int] = []
         self.stage_ns: list[tuple[int, int, int]] = []
         how = f"Pillow {PIL.__version__} resize, NumPy {np.__version__} normalise"
         self.words = f"{how}; NumPy {ending}; on the CPU"
@@ -75,8 +76,13 @@ class Framed:
         self.engine.run()
         done = clock()
         self.result = self.finish()
+        self.begun_ns.append(begun)
         self.stage_ns.append((ready - begun, done - ready, clock() - done))
         self.turn = (self.turn + 1) % RING
+
+    def rows_ns(self, starts_ns: Any) -> Any:
+        """`STAGES` of the first run that began at or after each time [ns]."""
+        return [self.stage_ns[i] for i in np.searchsorted(self.begun_ns, starts_ns)]
 
     def prepare(self, frame: Any) -> None:
         """Resizes a frame as Pillow and torchvision do in training, normalises it and lays it out, in one place."""

@@ -177,9 +177,9 @@ class RemoteRunner:
             raise (refused(error.what) if error.name == "failed" else error) from error
         self._captured = {**self._captured, **camera.described(plan["frame"][2], words)}
 
-    def stage_ms(self, last: int) -> Mapping[str, npt.NDArray[np.float64]]:
+    def stage_ms(self, starts_ns: npt.NDArray[np.int64]) -> Mapping[str, npt.NDArray[np.float64]]:
         """See `StagedRunner`; timed on the device."""
-        rows = self._station.ask("stages", engine=self.number, last=last)[0]["rows_ns"]
+        rows = self._station.ask("stages", engine=self.number, starts_ns=starts_ns.tolist())[0]["rows_ns"]
         return by_stage(STAGES, rows)
 
     def run(self) -> None:

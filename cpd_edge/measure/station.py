@@ -274,16 +274,17 @@ class Station:
                 self.drops += 1
                 return
             except (LinkLost, TimeoutError):
-                pass
+                why = "each connection that is made is lost again before it goes on with the job"
             except DeviceError as error:
                 if error.name not in TRANSIENT:
                     raise
-                if time.monotonic() > end:
-                    raise DeviceError(
-                        f"{self.device.name} did not come back within {self._patience_s:g} s: {error.what}",
-                        hint="once it is reachable, give the same command with --resume",
-                        name="unreachable",
-                    ) from None
+                why = error.what
+            if time.monotonic() > end:
+                raise DeviceError(
+                    f"{self.device.name} did not come back within {self._patience_s:g} s: {why}",
+                    hint="once it is reachable, give the same command with --resume",
+                    name="unreachable",
+                )
             time.sleep(min(pause_s, max(0.0, end - time.monotonic()) + 0.01))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

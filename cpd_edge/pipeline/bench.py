@@ -146,7 +146,7 @@ def _staged(runner: Any, found: Measurement, quantile: float) -> dict[str, Any]:
 
     Quantiles do not add, means do: `unattributed_ms` is the mean of the whole less the means of its stages.
     """
-    times_ms = runner.stage_ms(len(found.samples_ns))
+    times_ms = runner.stage_ms(found.starts_ns)
     intervals = {name: stats.quantile_interval(ms, quantile) for name, ms in times_ms.items()}
     means_ms = {name: float(ms.mean()) for name, ms in times_ms.items()}
     whole_ms = float(found.samples_ns.mean() / 1e6)

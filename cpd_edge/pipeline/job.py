@@ -20,7 +20,7 @@ from cpd_edge import store
 from cpd_edge.comb import comb
 from cpd_edge.deploy.parity import Parity
 from cpd_edge.distil.train import train
-from cpd_edge.errors import InfeasibleError
+from cpd_edge.errors import InfeasibleError, UndecidedError
 from cpd_edge.intake.tasks import Task
 from cpd_edge.network import Network
 from cpd_edge.pipeline import aim
@@ -220,6 +220,9 @@ class Job:
                 error = aim.in_speedups(found, self.request.budget, judged[0].dense.estimate)
                 self.run.update(reason=error.what, floor_ms=error.floor_ms, binding=error.binding)
                 return *judged, student
+            except UndecidedError as found:
+                self.run.update(reason=found.what)
+                return *(judged or self.judged(subject, student, index)), student
             index += 1
 
     def judged(self, subject: Subject, student: Student, step: int) -> tuple[aim.Window, Parity]:

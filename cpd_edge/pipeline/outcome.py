@@ -185,7 +185,7 @@ def _reason(record: Mapping[str, Any], window: Window, budget: Budget) -> str:
         return "the dense engine already meets the budget; nothing was pruned"
     if window.verdict == "FAIL":
         more = 2 * record["request"]["rounds"]
-        why = record["reason"] if "floor_ms" in record else f"no round is left; start again with --rounds {more}"
+        why = record.get("reason", f"no round is left; start again with --rounds {more}")
         return f"the engine is slower than the budget allows: {why}"
     if window.verdict == "INCONCLUSIVE":
         return f"{_open(window, budget)}: measure longer, or on a quieter machine (cpd-edge bench)"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cpd_edge import store
-from cpd_edge.errors import InfeasibleError
+from cpd_edge.errors import InfeasibleError, UndecidedError
 from cpd_edge.pipeline import aim
 from cpd_edge.pipeline.mixture import INT8
 from cpd_edge.pipeline.plans import on_device, plan_for, plans_for
@@ -95,6 +95,7 @@ class Planner:
 
         Raises:
             InfeasibleError: no plan meets the limit, and none that was tried passed.
+            UndecidedError: whether one does was not found out in the time, and none that was tried passed.
         """
         run, request = self.rig.run, self.rig.request
         trials = [trial_from_json(data) for data in store.read_json(kept)] if kept.exists() else []
@@ -112,6 +113,10 @@ class Planner:
             except InfeasibleError as error:
                 if not any(t.passed for t in trials):
                     raise self._on_device(error, pace, limit_ms * aim.AIM, delta_ms) from error
+                break
+            except UndecidedError:
+                if not any(t.passed for t in trials):
+                    raise
                 break
             if any(t.plan.widths == plan.widths and t.plan.variants == plan.variants for t in trials):
                 break

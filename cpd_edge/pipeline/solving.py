@@ -146,6 +146,11 @@ def _elsewhere(text: str, own: LatencyTable) -> Elsewhere:
     if dict(table.groups) != dict(own.groups):
         odd = sorted(table.groups.items() ^ own.groups.items())[0][0]
         raise TableError(f"{path} is of another model: its groups differ in {odd}", hint="profile this model there")
+    if table.key.get("signature") != own.key.get("signature"):
+        raise TableError(
+            f"{path} is of another model, or of another size of its images: its regions differ",
+            hint="profile this model there, with the run's --input",
+        )
     return Elsewhere(_named(table.key, where), table, limit_ms)
 
 

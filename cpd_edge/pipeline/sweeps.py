@@ -82,7 +82,7 @@ def budgets(
 
 def label(budget: Budget) -> str:
     """`20ms` or `1.5x`: a point's name, and its folder's."""
-    return f"{budget.speedup:g}x" if budget.limit_ms is None else f"{budget.limit_ms:g}ms"
+    return f"{budget.speedup:.12g}x" if budget.limit_ms is None else f"{budget.limit_ms:.12g}ms"
 
 
 def sweep(

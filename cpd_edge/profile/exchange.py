@@ -159,6 +159,11 @@ def _table(rows: Sequence[Mapping[str, Any]], source: str) -> LatencyTable:
     for i, part in samples.items():
         if [row["region"] for row in part] != names:
             raise TableError(f"{source}: sample {i} of {first['signature']} has other regions than the first")
+    if not any(part[0]["held_out"] for part in samples.values()):
+        raise TableError(
+            f"{source}: no sample of {first['signature']} is held out: nothing tells how well its table predicts",
+            hint="take in all that was exported, held-out samples too",
+        )
     table = LatencyTable.fitted(
         key, first["groups"], regions, [_sample(part) for part in samples.values()], first["seconds"], first["fused"]
     )

@@ -7,6 +7,7 @@ more from there on.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -118,6 +119,28 @@ def extent(layout: Layout, widths: Columns) -> Ints:
     out = np.zeros((), np.int64) if isinstance(layout, Sum) else np.ones((), np.int64)
     for part in parts:
         out = out + part if isinstance(layout, Sum) else out * part
+    return out
+
+
+def addends(layout: Layout) -> tuple[Layout, ...]:
+    """The parts of a sum, those of sums in it included; what is no sum is its own."""
+    return tuple(a for part in layout.parts for a in addends(part)) if isinstance(layout, Sum) else (layout,)
+
+
+def reached(layout: Layout, widths: Columns) -> Ints:
+    """Every extent that a layout may have where each axis takes any of its widths, ascending; absent ones are dense.
+
+    Parts that are equal have equal extents. Others that share an axis are seen each on its own: of these there may be
+    extents that no widths give. Combinations are as many as extents, not as widths.
+    """
+    if isinstance(layout, Leaf):
+        return np.unique(np.asarray(widths.get(layout.axis, layout.extent), np.int64))
+    out = np.full(1, 0 if isinstance(layout, Sum) else 1, np.int64)
+    for part, times in Counter(layout.parts).items():
+        here = reached(part, widths)
+        out = np.unique(
+            np.add.outer(out, times * here) if isinstance(layout, Sum) else np.multiply.outer(out, here**times)
+        )
     return out
 
 

@@ -63,7 +63,7 @@ def find_regions(
 
 
 def signature(regions: Sequence[Region], groups: Mapping[str, int]) -> str:
-    """Twelve hex digits that change with the regions, their layouts or the groups' units."""
+    """Twelve hex digits that change with the regions, what fixes their cost, their layouts or the groups' units."""
     described = [
         [
             r.name,
@@ -72,6 +72,7 @@ def signature(regions: Sequence[Region], groups: Mapping[str, int]) -> str:
             r.dense_macs,
             [to_json(x) for x in (r.reads, r.writes, *r.weight, *r.joined)],
             list(r.within),
+            r.geometry,
         ]
         for r in regions
     ]

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cpd_edge.errors import TableError
-from cpd_edge.layout import Widths, axes, from_json, to_json
+from cpd_edge.layout import Layout, Leaf, Widths, axes, from_json, to_json
 from cpd_edge.profile.doubts import least_certain
 from cpd_edge.profile.fit import Samples
-from cpd_edge.profile.forms import Extra, Fitted, Floats, Form, Fused, Ints, Model
+from cpd_edge.profile.forms import Extra, Fitted, Floats, Form, Fused, Ints, Model, addends, reached
 from cpd_edge.profile.whole import fit_whole
 from cpd_edge.store import read_json, write_json
 from cpd_edge.types import STRAIGHT, Bend, Region
@@ -199,19 +199,28 @@ class LatencyTable:
     def contained(self, group: str, widths: Ints) -> npt.NDArray[np.bool_]:
         """Which widths of a group leave the cost of regions that neither read nor write it as it is `[widths]`.
 
-        At others a region that joins what is made of the group runs otherwise too, see `Region`. Where that is made of
-        several groups, the last of them answers for all widths of the others. The dense width is among them always.
+        At others a region that joins what is made of the group runs otherwise too, see `Region`. Of groups that are
+        multiplied the last one answers for all widths of the others. Of parts that add up each answers for itself: what
+        leaves a sum divisible alone does so together. The dense width is among them always.
         """
         fine = np.ones(len(widths), bool)
         for region in self.regions:
             own = (*axes(region.reads, region.writes, *region.weight), *region.within)
-            for layout in region.joined:
-                names = [g for g in axes(layout) if g in self.groups and g not in own]
+            for layout, part in ((whole, part) for whole in region.joined for part in addends(whole)):
+                names = [g for g in axes(part) if g in self.groups and g not in own]
                 if group in names[-1:]:
                     others = {g: np.arange(self.ranges[g][0], self.ranges[g][1] + 1) for g in names[:-1]}
-                    more = self.cost(region.name, {**others, group: widths}) - self.points(region.name, {})
-                    fine &= (more <= SLIGHT * self._dense_ms).all(axis=tuple(range(len(others))))
+                    most = self.points(region.name, {}) + SLIGHT * self._dense_ms
+                    for i in np.flatnonzero(fine):
+                        extents = reached(layout, {**others, group: widths[i : i + 1]})
+                        fine[i] = (self._joining(region, layout, extents) <= most).all()
         return np.asarray(fine | (widths == self.groups[group]), np.bool_)
+
+    def _joining(self, region: Region, layout: Layout, extents: Ints) -> Floats:
+        """Latency of a region, dense but for one of the layouts that it joins, at extents of that one [ms]."""
+        joined = Leaf("joined", layout.extent)
+        here = replace(region, joined=tuple(joined if one == layout else one for one in region.joined))
+        return self.models[region.name].ms(here, {joined.axis: extents})
 
     @cached_property
     def _dense_ms(self) -> float:

@@ -42,7 +42,7 @@ for frame in frames:
         assert np.allclose(values[:, :3], staged.result[0], atol=1e-6)
         assert np.array_equal(classes[:, :3], staged.result[1])
 found = measure(staged, "it", Protocol(warmup_s=0.01, block_s=0.01, limit_s=0.2, min_blocks=2))
-stages = staged.stage_ms(len(found.samples_ns))
+stages = staged.stage_ms(found.starts_ns)
 assert list(STAGES) == list(stages)
 assert {sum(LAYER_MS.values())} == set(np.round(stages["engine"], 9))  # the emulated clock moves with the engine alone
 assert not stages["upload"].any() and not stages["postprocess"].any()

@@ -14,7 +14,7 @@ from loopback import device, over_pipes
 
 from cpd_edge.errors import EnvironmentMismatch, ModelError, UsageError
 from cpd_edge.kernels import reference
-from cpd_edge.measure import OnnxRunner, Protocol, measure, require_comparable
+from cpd_edge.measure import OnnxRunner, Protocol, compare, measure, require_comparable
 from cpd_edge.measure.compiled_runner import OpenVinoRunner
 from cpd_edge.measure.doctor import tiny_model
 from cpd_edge.measure.end_to_end import end_to_end
@@ -95,12 +95,24 @@ def test_the_stages_add_up_to_the_whole(make: Any) -> None:
     """Each run has a time for each stage; together they are no longer than the run, and nearly as long."""
     with contextlib.closing(end_to_end(make(tiny_model()), CAMERA)) as staged:
         found = measure(staged, "it", SHORT)
-        stages = staged.stage_ms(len(found.samples_ns))
+        stages = staged.stage_ms(found.starts_ns)
     assert list(STAGES) == list(stages)
     total_ms = np.sum(list(stages.values()), axis=0)
     assert total_ms.shape == found.samples_ns.shape
     assert np.all(total_ms <= found.samples_ns / 1e6)
     assert float(total_ms.sum()) > 0.5 * float(found.samples_ns.sum() / 1e6)
+
+
+def test_the_stages_of_lead_ins_are_not_those_of_samples() -> None:
+    """In turns with another engine each block has a lead-in that does not count: no stage of it is told."""
+    a, b = (HostFrames(Echo((1, 3, 8, 8), dims=2), CAMERA) for _ in range(2))
+    found = compare(a, b, ("a", "b"), Protocol(warmup_s=0.01, block_s=0.0, limit_s=0.3, min_blocks=3)).b
+    begun_ns, rows_ns = b._framed.begun_ns, b._framed.stage_ns
+    ends_ns = found.starts_ns + found.samples_ns
+    within = [any((found.starts_ns <= at) & (at < ends_ns)) for at in begun_ns]
+    assert len(found.samples_ns) == sum(within) < len(begun_ns)
+    engine_ms = [row[1] / 1e6 for row, counts in zip(rows_ns, within, strict=True) if counts]
+    assert engine_ms == b.stage_ms(found.starts_ns)["engine"].tolist()
 
 
 @pytest.mark.parametrize("make", [OnnxRunner, OpenVinoRunner], ids=["onnxruntime", "openvino"])
@@ -167,7 +179,7 @@ def test_a_device_runs_the_same_stages(piped: Station) -> None:
     """Their code is sent; times and words come back, and the protocol measures them like any engine."""
     with contextlib.closing(end_to_end(RemoteRunner(piped, tiny_model()), CAMERA)) as staged:
         found = measure(staged, "it", SHORT)
-        stages = staged.stage_ms(len(found.samples_ns))
+        stages = staged.stage_ms(found.starts_ns)
     total_ms = np.sum(list(stages.values()), axis=0)
     assert total_ms.shape == found.samples_ns.shape
     assert np.all(total_ms <= found.samples_ns / 1e6)

@@ -167,6 +167,21 @@ def test_comparing_an_engine_with_itself_finds_no_difference_while_the_device_dr
     assert false_sequential / trials > 0.5
 
 
+def test_a_comparison_goes_on_until_the_speed_up_is_known() -> None:
+    """A reference of another latency in each inference leaves the ratio open, however well the candidate is known."""
+
+    class Wandering(SimulatedRunner):
+        random = np.random.default_rng(0)
+
+        def run(self) -> None:
+            self.device.work(self.latency_ms * self.random.uniform(0.5, 1.5))
+
+    device = SimulatedDevice()
+    pair = Wandering(50.0, device), SimulatedRunner(50.0, device)
+    found = compare(*pair, ("a", "b"), Protocol(target=0.01, block_s=0.0, limit_s=10.0))
+    assert "the interval of the speed-up is" in found.b.stop
+
+
 def test_the_true_speed_up_is_recovered_while_the_device_drifts() -> None:
     """The interval holds the ratio of the true latencies and is inside the target."""
     found = compared(SimulatedDevice(DRIFTING), 3.0, 2.0, Protocol(target=0.02))

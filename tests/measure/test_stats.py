@@ -62,6 +62,14 @@ def test_the_interval_covers_the_true_quantile_as_often_as_it_says(phi: float, q
     assert 0.92 <= np.mean(held) <= 0.98
 
 
+@pytest.mark.parametrize(("q", "n"), [(0.5, 200), (0.9, 300)])
+def test_few_samples_that_hang_together_are_covered_too(q: float, n: int) -> None:
+    """Some ten independent ones at φ = 0.9: the interval is wide, or has no upper end, and holds the truth."""
+    latencies = np.exp(0.05 * autocorrelated(0.9, TRIALS, n, seed=1))
+    truth = math.exp(0.05 * NormalDist().inv_cdf(q))
+    assert np.mean([i.low <= truth <= i.high for i in (quantile_interval(row, q) for row in latencies)]) >= 0.92
+
+
 def test_bounds_of_a_tail_fail_on_both_sides_alike() -> None:
     """The p99 interval of independent samples is not right by being wide on one side."""
     latencies = autocorrelated(0.0, TRIALS, 1000, seed=2)
@@ -136,6 +144,13 @@ def test_a_slow_down_is_a_trend_and_noise_is_none() -> None:
     assert trend(noise * np.linspace(1, 1.1, 900))
     assert not trend(noise)
     assert not trend(spiked)
+
+
+def test_a_step_inside_one_third_does_not_hide_itself() -> None:
+    """It widens that third's interval by as much as it moves its median."""
+    values = np.full(900, 10.0)
+    values[720:] = 11.0
+    assert trend(values)
 
 
 def test_slow_noise_is_seldom_called_a_trend() -> None:

@@ -170,3 +170,12 @@ def test_a_table_of_another_model_is_refused(limited: tuple[Run, Done], shell: S
     (shell.folder / "other.json").write_text(json.dumps(data))
     done = shell("solve", "limited", "--also", "other.json=3")
     assert done.code == 2 and "another model" in done.err and "stem" in done.err
+
+
+def test_a_table_of_the_same_groups_at_another_size_is_refused(limited: tuple[Run, Done], shell: Shell) -> None:
+    """Its milliseconds are those of other images."""
+    data = json.loads((limited[0].folder / "table.json").read_text())
+    data["key"]["signature"] = "0123456789ab"
+    (shell.folder / "larger.json").write_text(json.dumps(data))
+    done = shell("solve", "limited", "--also", "larger.json=3")
+    assert done.code == 2 and "another size of its images" in done.err

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpd_edge.errors import InfeasibleError
+from cpd_edge.errors import CpdError, InfeasibleError, UndecidedError
 from cpd_edge.layout import Leaf
 from cpd_edge.pipeline import planner as planners
 from cpd_edge.pipeline.aim import Window, delta_before, limit_of
 from cpd_edge.pipeline.job import Job
+from cpd_edge.pipeline.outcome import _reason
 from cpd_edge.pipeline.planner import Planner
 from cpd_edge.pipeline.request import Request
 from cpd_edge.solve.ways import Ways
@@ -154,6 +155,26 @@ def test_the_nearest_plan_that_passed_is_taken(loop: Any) -> None:
     assert plan.predicted_ms <= 5.0
 
 
+@pytest.mark.parametrize(("bias", "passed"), [(-0.15, True), (0.15, False)])
+def test_a_search_that_ends_undecided_costs_no_plan_that_passed(
+    loop: Any, monkeypatch: pytest.MonkeyPatch, bias: float, passed: bool
+) -> None:
+    """A nearer one is not looked for any longer; where none passed there is nothing to keep."""
+    device = Device(1.0, bias)
+
+    def undecided(*asked: Any) -> Plan:
+        if device.built:
+            raise UndecidedError(20.0)
+        return plan_for(*asked)
+
+    monkeypatch.setattr(planners, "plan_for", undecided)
+    if passed:
+        assert device.built == [len(loop(device, Budget(limit_ms=5.0))[0].keep["body"])]
+    else:
+        with pytest.raises(UndecidedError):
+            loop(device, Budget(limit_ms=5.0))
+
+
 def test_a_prediction_holds_nothing_of_its_own_measurement(loop: Any, tmp_path: Path) -> None:
     """Where the first build is the one that is kept, what the later ones were off by is not in its prediction."""
 
@@ -219,10 +240,10 @@ def test_a_choice_that_is_made_again_is_recorded_once(tmp_path: Path, monkeypatc
 class Finishing(Job):
     """A job at its end: students are numbers, the verdict and the next step are given."""
 
-    def __init__(self, run: Run, verdicts: list[str], infeasible: bool = False) -> None:
+    def __init__(self, run: Run, verdicts: list[str], no_step: CpdError | None = None) -> None:
         budget = Budget(limit_ms=5.0)
         super().__init__(Request("net", "data", budget, steps=1, rounds=3), run, SimpleNamespace(), lambda *_: None)  # type: ignore[arg-type]
-        self.verdicts, self.infeasible, self.judgements = verdicts, infeasible, 0
+        self.verdicts, self.no_step, self.judgements = verdicts, no_step, 0
 
     def judged(self, subject: Any, student: Any, step: int) -> Any:
         self.judgements += 1
@@ -230,8 +251,8 @@ class Finishing(Job):
         return Window(latency, latency, latency, 5.0, self.verdicts.pop(0)), "parity"  # type: ignore[arg-type]
 
     def step(self, index: int, total: int, subject: Any, table: Any, student: Any) -> Any:
-        if self.infeasible:
-            raise InfeasibleError("no plan reaches 5 ms", floor_ms=5.05, binding=("body",))
+        if self.no_step is not None:
+            raise self.no_step
         return SimpleNamespace(plan=student.plan, index=index)
 
 
@@ -264,6 +285,16 @@ def test_a_verdict_that_was_taken_is_not_taken_again(ending: tuple[Run, Any]) ->
 def test_a_network_that_no_further_step_can_help_keeps_its_verdict(ending: tuple[Run, Any]) -> None:
     """Where the next step has no plan, the engine that was measured stands, with the floor as the reason."""
     run, given = ending
-    window, _, student = Finishing(run, ["FAIL"], infeasible=True).finish(*given)
+    no_plan = InfeasibleError("no plan reaches 5 ms", floor_ms=5.05, binding=("body",))
+    window, _, student = Finishing(run, ["FAIL"], no_plan).finish(*given)
     assert (window.verdict, student.index) == ("FAIL", 0)
     assert (run.record["floor_ms"], run.record["reason"]) == (5.05, "no plan reaches 5 ms")
+
+
+def test_a_network_whose_next_step_is_not_decided_keeps_its_verdict(ending: tuple[Run, Any]) -> None:
+    """The engine that was trained and measured stands, and why it was not pruned further is the reason."""
+    run, given = ending
+    window, _, student = Finishing(run, ["FAIL"], UndecidedError(20.0)).finish(*given)
+    assert (window.verdict, student.index) == ("FAIL", 0)
+    assert "was not decided in 20 s" in run.record["reason"]
+    assert "was not decided in 20 s" in _reason(run.record, window, 0.05)

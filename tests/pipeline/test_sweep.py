@@ -137,6 +137,8 @@ def test_the_widest_budget_comes_first() -> None:
     """Milliseconds fall, speed-ups rise, doubles go."""
     assert [label(b) for b in budgets([5, 20, 10, 20], [], 0.5, 0.05)] == ["20ms", "10ms", "5ms"]
     assert [label(b) for b in budgets([], [3, 1.5], 0.5, 0.05)] == ["1.5x", "3x"]
+    near = budgets([12.3456789, 12.3456781], [], 0.5, 0.05)
+    assert 2 == len({label(b) for b in near}), "each has a folder of its own"
     with pytest.raises(BudgetError):
         budgets([], [], 0.5, 0.05)
 

@@ -27,6 +27,15 @@ def test_draws_hold_both_ends_and_every_part_of_a_range() -> None:
         assert (widths % 8 == 0).mean() > 0.4
 
 
+def test_branches_are_left_out_of_held_out_networks_alone() -> None:
+    """Now and then: a table is judged by plans without them, and each region is fitted on every network."""
+    found = draws({**GROUPS, "deep": 1, "deeper": 1}, 48, 60, 0)
+    gone = {held_out: [d.widths["deep"] == 0 for d in found if d.held_out is held_out] for held_out in (True, False)}
+    assert 0.05 < np.mean(gone[True]) < 0.3
+    assert not any(gone[False])
+    assert all(d.widths[g] > 0 for d in found for g in GROUPS)
+
+
 def test_some_networks_are_small_or_large_as_a_whole() -> None:
     """Of groups drawn apart the sum hardly varies; plans do not look like that, and half of the fit does not."""
     many = {f"g{i}": 64 for i in range(40)}

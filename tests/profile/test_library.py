@@ -31,6 +31,8 @@ from cpd_edge.store import held, write_json
 from cpd_edge.types import Region
 
 SPAWN = multiprocessing.get_context("fork")
+PATIENCE_S = 300.0
+"""How long another process may take on a machine that has other work."""
 SHAPED = tuple(replace(r, geometry=f"{r.op} 3x3 {r.dense_macs}") for r in REGIONS)
 RENAMED = {"a": "x", "b": "y", "c": "z", "d": "w"}
 """The same network under other names."""
@@ -97,7 +99,7 @@ def test_a_killed_process_loses_one_sample_and_keeps_nothing_waiting(tmp_path: P
     for after in (5, 4):
         process = SPAWN.Process(target=work_and_die, args=(tmp_path / "t", after))
         process.start()
-        process.join(60)
+        process.join(PATIENCE_S)
         assert process.exitcode == -signal.SIGKILL
     device = Device()
     found = shaped(device, tmp_path / "t")
@@ -114,8 +116,8 @@ def test_two_processes_measure_one_table_once(tmp_path: Path) -> None:
     for process in both:
         process.start()
     for process in both:
-        process.join(60)
-    seen = sorted(counts.get(timeout=5) for _ in both)
+        process.join(PATIENCE_S)
+    seen = sorted(counts.get(timeout=PATIENCE_S) for _ in both)
     found = LatencyTable.load(tmp_path / "t/table.json")
     assert seen == [0, len(found.samples)]
     assert len((tmp_path / "t/samples.jsonl").read_text().splitlines()) == 1 + len(found.samples)
@@ -132,7 +134,7 @@ def test_who_must_wait_is_told(tmp_path: Path) -> None:
 
     process = SPAWN.Process(target=hold)
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(PATIENCE_S)
     told: list[int] = []
 
     def waiting() -> None:
@@ -141,7 +143,7 @@ def test_who_must_wait_is_told(tmp_path: Path) -> None:
 
     with held(tmp_path, waiting):
         assert told == [1]
-    process.join(30)
+    process.join(PATIENCE_S)
 
 
 def test_fresh_measures_again(tmp_path: Path) -> None:
@@ -179,6 +181,19 @@ def test_known_layers_are_found_at_the_level_they_have_here(tmp_path: Path, tabl
     for region in regions[:4]:
         assert np.allclose(known[region.name].ms(region, widths), here.ms[region.name])
     assert 0 < library.share(regions) < 1
+
+
+def test_of_several_tables_the_one_that_meets_the_samples_is_taken(table: LatencyTable) -> None:
+    """Whichever comes first: the other one's layers climb other steps."""
+    region = SHAPED[2]
+    model = table.models[region.name]
+    flat = Model(Form(), (model.coefficients[0] + 1.0, 0.0, 0.0, 0.0))
+    other = replace(table, models={**table.models, region.name: flat})
+    widths = {g: np.asarray([n, n // 2, n // 4]) for g, n in GROUPS.items()}
+    here = Samples(widths, {region.name: np.broadcast_to(model.ms(region, widths), 3)})
+    for tables in ((table, other), (other, table)):
+        assert Library(tables).known([region], here)[region.name].form == model.form
+        assert np.allclose(Library(tables).known([region], here)[region.name].ms(region, widths), here.ms[region.name])
 
 
 def test_what_a_layer_joins_is_read_here(tmp_path: Path, table: LatencyTable) -> None:
@@ -294,6 +309,13 @@ def test_what_is_no_file_of_tables_is_refused(change: Any, said: str, table: Lat
     with pytest.raises(TableError) as refused:
         from_frame(change(to_frame([table]).astype({"held_out": object})), "f.csv")
     assert said in str(refused.value) and "f.csv" in str(refused.value)
+
+
+def test_samples_without_those_held_out_are_no_table(table: LatencyTable) -> None:
+    """A run states at its end how well its table predicts plans that the fit has not seen."""
+    frame = to_frame([table])
+    with pytest.raises(TableError, match="no sample of 0123 is held out"):
+        from_frame(frame[~frame["held_out"]], "part.csv")
 
 
 def test_files_that_do_not_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

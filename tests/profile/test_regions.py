@@ -379,6 +379,20 @@ def test_what_is_joined_is_followed_through_a_convolution_of_no_known_weight_and
     assert (joined["behind product"], joined["behind unknown"], joined["behind known"]) == ((), (RGB,), (A,))
 
 
+def test_networks_that_differ_in_a_pool_s_window_have_tables_of_their_own() -> None:
+    """All their tensors are alike; only what the pool costs is not."""
+
+    def pooled(size: int) -> str:
+        node = helper.make_node("MaxPool", ["x"], ["y"], "pool", kernel_shape=[size] * 2, pads=[size // 2] * 4)
+        ends = [("x", [1, 8, 9, 9]), ("y", [1, 8, 9, 9])]
+        feed, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in ends)
+        graph = helper.make_graph([node], "net", [feed], [out], [])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+        return signature(find_regions(model, {}), {})
+
+    assert pooled(3) == pooled(3) != pooled(5)
+
+
 def test_what_is_joined_is_part_of_the_signature() -> None:
     """A table of regions that join something else is another one's."""
     regions = find_regions(network(), layouts(activations=True))

@@ -13,8 +13,8 @@ import pytest
 from formula_runtime import GROUPS, KEY, REGIONS, A, C, D, Device, build, measured, truth_ms
 
 from cpd_edge.errors import TableError
-from cpd_edge.layout import Leaf, Prod, size
-from cpd_edge.profile.forms import Extra, Form, Model
+from cpd_edge.layout import Leaf, Prod, Sum, size
+from cpd_edge.profile.forms import Extra, Form, Model, extent, reached
 from cpd_edge.profile.sample import profile
 from cpd_edge.profile.table import LatencyTable, Sample, table_folder
 from cpd_edge.types import STRAIGHT, Region
@@ -149,6 +149,37 @@ def test_of_several_groups_that_are_joined_the_last_answers_for_all() -> None:
     ]
     assert {p for _, p in left} == {1, 2, 4, 8} and {g for g, _ in left} == {1, 2, 3, 4}
     assert {table.predict({"groups": g, "per": p}) for g, p in left} == {0.1}
+
+
+def test_every_extent_of_a_layout_is_reached_and_no_other() -> None:
+    """As by enumeration: of sums, of products, of parts that come twice."""
+    a, b, c = Leaf("a", 6), Leaf("b", 5), Leaf("c", 4)
+    widths = {"a": np.arange(2, 7), "b": np.asarray([1, 3, 5]), "c": np.arange(1, 5)}
+    mesh = dict(zip(widths, np.meshgrid(*widths.values()), strict=True))
+    for layout in (a, Sum((a, b, c)), Prod((a, b)), Sum((Prod((a, b)), c, c)), Sum((a, a)), Prod((Sum((a, b)), c))):
+        assert reached(layout, widths).tolist() == np.unique(extent(layout, mesh)).tolist()
+    assert reached(Sum((a, b)), {"b": np.asarray([2])}).tolist() == [8]
+
+
+def test_a_concat_of_many_wide_groups_may_be_joined() -> None:
+    """As in Inception's blocks, whose widths have 10^15 combinations: widths are left that fit whatever the others are.
+
+    What counts is their sum, and a plan of such widths costs what each region says of its own.
+    """
+    parts = tuple(Leaf(f"g{i}", 384) for i in range(6))
+    concat = Sum((Sum(parts[:3]), *parts[3:]))
+    join = Region("join", "Concat", ("join",), Leaf("x", 16), Leaf("x", 16), (), 0, joined=(concat,))
+    model = Model(Form(extras=(Extra("joined", "indivisible", 4, 8),)), (0.1, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0))
+    ends = tuple(Sample({p.axis: w for p in parts}, {}, {}, 0.0, 1.0, 1.0, False) for w in (384, 1))
+    table = LatencyTable({}, {p.axis: 384 for p in parts}, (join,), ends, {"join": model}, 0.0)
+    widths = np.asarray([1, 8, 383, 384])
+    for part in parts:
+        assert table.contained(part.axis, widths).tolist() == [False, True, False, True]
+    fits = np.arange(1, 385)[table.contained("g5", np.arange(1, 385))]
+    drawn = np.random.default_rng(0).choice(fits, (50, len(parts)))
+    assert {0.1} == {table.predict({p.axis: int(w) for p, w in zip(parts, row, strict=True)}) for row in drawn}
+    flat = replace(table, models={"join": Model(Form(), (0.1, 0.0, 0.0, 0.0))})
+    assert flat.contained("g5", widths).all()
 
 
 def test_what_takes_no_time_has_none() -> None:

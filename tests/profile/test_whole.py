@@ -138,3 +138,26 @@ def test_regions_that_join_anything_are_of_a_kind_of_their_own() -> None:
     """What they join may make them cost more: neither form nor level of the others is theirs."""
     assert fit.kind_of(REGIONS[2]) != fit.kind_of(replace(REGIONS[2], joined=(REGIONS[0].writes,)))
     assert fit.kind_of(REGIONS[2]) == fit.kind_of(REGIONS[1])
+
+
+def test_grouped_convolutions_are_of_a_kind_of_their_own() -> None:
+    """Their weights join each channel that is read to few of those that are written: another kernel runs them."""
+    channels = Leaf("a", 32)
+    full = Region("full", "Conv", (), channels, channels, (channels, channels), 1000, "")
+    assert fit.kind_of(full) != fit.kind_of(replace(full, weight=(channels, Leaf("one", 1))))
+
+
+def test_a_region_that_climbs_other_steps_leaves_the_form_of_its_operator() -> None:
+    """Three convolutions without steps, and one in blocks of 32: none of them is told by the others' form."""
+    rng = np.random.default_rng(0)
+    regions = [
+        Region(
+            f"r{i}", "Conv", (), Leaf(f"in{i}", 3), Leaf(f"g{i}", 128), (Leaf(f"g{i}", 128), Leaf(f"in{i}", 3)), 384, ""
+        )
+        for i in range(4)
+    ]
+    widths = {f"g{i}": rng.integers(1, 129, 60) for i in range(4)}
+    ms = {f"r{i}": 0.01 + 0.001 * widths[f"g{i}"] for i in range(3)}
+    ms["r3"] = 0.01 + 0.001 * 32 * -(-widths["g3"] // 32)
+    models = fit.fit(regions, Samples(widths, ms))
+    assert (1, 32) == (models["r0"].form.writes, models["r3"].form.writes)

@@ -11,6 +11,7 @@ import pytest
 from cpd_edge.errors import BudgetError, InfeasibleError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, size
 from cpd_edge.solve.baselines import BASELINES
+from cpd_edge.solve.counted import loads_of
 from cpd_edge.solve.infeasible import floor
 from cpd_edge.solve.milp import best, reach, solve
 from cpd_edge.solve.pose import Elsewhere, candidate_widths, losses, problem_from
@@ -248,6 +249,15 @@ def test_moments_that_never_peak_are_left_out() -> None:
     """A moment that another one outweighs at all widths is no load; the peak is the same."""
     problem = problem_from(Formula(REGIONS, RANGES), SCORES, np.inf, counted=[(PEAK, 1e9)])
     assert len(problem.resources[1].loads) < len(PEAK.moments)
+
+
+def test_a_moment_within_a_branch_outweighs_none_outside() -> None:
+    """Where the branch goes, only the smaller one is left to peak."""
+    inside, outside = Amount(10.0, (X,), ("deep",)), Amount(8.0, (X,))
+    loads, _ = loads_of(Quantity("peak", "", ((inside,), (outside,))), {"x": np.arange(1, 13), "deep": np.arange(2)})
+    assert 2 == len(loads)
+    loads, _ = loads_of(Quantity("peak", "", ((outside,), (inside,))), {"x": np.arange(1, 13)})
+    assert 1 == len(loads), "where it cannot go"
 
 
 def test_one_network_two_devices() -> None:

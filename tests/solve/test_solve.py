@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from solve.families import FAMILIES, drawn
 
 from cpd_edge.errors import BudgetError, InfeasibleError, TableError, UndecidedError
 from cpd_edge.layout import Layout, Leaf, Prod, Sum, axes, size
+from cpd_edge.solve import program
 from cpd_edge.solve.baselines import BASELINES
 from cpd_edge.solve.grids import grid_of
 from cpd_edge.solve.infeasible import floor
@@ -86,8 +88,21 @@ def test_an_impossible_limit_names_the_exact_floor(name: str) -> None:
     assert [held[n] for n in caught.value.binding] == sorted(held.values(), reverse=True)[: len(caught.value.binding)]
 
 
-def test_what_the_time_does_not_tell_is_not_claimed() -> None:
-    """A search that ends before a plan or a proof says so; the same limit is met or disproven where there is time."""
+def test_what_the_time_does_not_tell_is_not_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that ends before a plan or a proof says so, and calls no plan the fastest that it did not prove so."""
+
+    def cut_off(*given: Any, options: dict[str, Any], **more: Any) -> optimize.OptimizeResult:
+        """Time is up before the first node: in nodes, which are the same on every machine."""
+        return milp(*given, options={"node_limit": 0}, **more)
+
+    def stopped(*given: Any, **more: Any) -> optimize.OptimizeResult:
+        """Time is up with a plan, which is not proven to be the best."""
+        found = milp(*given, **more)
+        if found.x is not None:
+            found.status, found.mip_dual_bound = 1, found.fun / 2
+        return found
+
+    milp = optimize.milp
     rng = np.random.default_rng(0)
     names = [f"g{i}" for i in range(30)]
     loss = {g: np.sort(rng.random(12))[::-1] for g in names}
@@ -95,11 +110,13 @@ def test_what_the_time_does_not_tell_is_not_claimed() -> None:
     costs = tuple(RegionCost(f"{a}-{b}", (a, b), rng.random((12, 12))) for a, b in pairs)
     problem = Problem({g: np.arange(1, 13) for g in names}, loss, (latency(costs, 0.0, 1.0),))
     rough = 0.55 * problem.latency_ms(problem.dense)
+    monkeypatch.setattr(program, "milp", cut_off)
     for ask in (solve, reach):
         with pytest.raises(UndecidedError, match=r"not decided in 0\.2 s"):
             ask(problem.limited(rough), time_limit_s=0.2)
+    monkeypatch.setattr(program, "milp", stopped)
     with pytest.raises(InfeasibleError, match="the fastest that was found is"):
-        solve(problem.limited(0.1), time_limit_s=0.2)
+        solve(drawn("launch", 7).limited(0.01))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,6 +166,24 @@ def test_exact_bins_of_a_sum_cost_what_the_grid_costs() -> None:
         costs = (RegionCost("cat", ("sum", "a"), per_bin[:, None] * np.asarray([1.0, 1.3, 1.5, 2.0])),)
         problem = Problem(candidates, loss, (latency(costs, 0.0, 4.5),), {"sum": concat})
         assert solve(problem, gap=1e-9).objective == pytest.approx(enumerated(problem), rel=1e-6)
+
+
+def test_a_larger_extent_that_costs_less_is_not_taken_for_a_smaller_one() -> None:
+    """The extent of a concat is in its own bin and in none above: 1 + 3 costs more than 4 + 1, and stays outside."""
+    reach = np.asarray([2, 4, 5, 7])
+    concat = Concat((("a", 1), ("b", 1)), 0, reach, reach)
+    costs = (RegionCost("cat", ("sum",), np.asarray([1.0, 9.0, 2.0, 9.0])),)
+    candidates = {"a": np.asarray([1, 4]), "b": np.asarray([1, 3])}
+    loss = {"a": np.asarray([1.0, 0.0]), "b": np.asarray([5.0, 0.0])}
+    problem = Problem(candidates, loss, (latency(costs, 0.0, 3.0),), {"sum": concat})
+    assert {"a": 4, "b": 1} == solve(problem).widths
+
+
+def test_what_is_over_the_limit_by_less_than_the_solver_sees_is_not_taken() -> None:
+    """HiGHS allows rows 1e-9 of their limit; the plan is the best of those that are inside, not the fastest of all."""
+    costs = (RegionCost("r", ("a",), np.asarray([1.0, 1.9, 2.0 * (1 + 5e-10)])),)
+    problem = Problem({"a": np.arange(1, 4)}, {"a": np.asarray([3.0, 1.0, 0.0])}, (latency(costs, 0.0, 2.0),))
+    assert {"a": 1} == solve(problem).choice
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -217,7 +252,7 @@ def test_concats_of_many_groups_are_never_underestimated(parts: int) -> None:
     table, importance = dense_block(parts)
     problem = problem_from(table, importance, 1.0)
     dense = problem.latency_ms(problem.dense)
-    found = solve(problem.limited(0.6 * dense), time_limit_s=3)
+    found = solve(problem.limited(0.6 * dense), gap=0.3)
     rng = np.random.default_rng(0)
     drawn_choices = [{g: int(rng.integers(len(c))) for g, c in problem.candidates.items()} for _ in range(100)]
     for choice in [found.choice, problem.dense, *drawn_choices]:
@@ -272,6 +307,25 @@ def test_of_four_groups_that_multiply_three_have_a_grid() -> None:
     assert same.groups == ("a", "b", "c"), "where another grid of the region has those"
 
 
+def test_what_a_grid_leaves_out_beside_a_long_sum_counts_at_its_most() -> None:
+    """Of too many combinations to look at all, those with the widths that it has no dim for are among the members."""
+    leaves = [Leaf(f"s{i}", 32) for i in range(5)] + [Leaf(name, 16) for name in "xyz"]
+    candidates = {leaf.axis: np.arange(1, leaf.extent + 1) for leaf in leaves}
+
+    def at(widths: Mapping[str, Ints]) -> Floats:
+        return np.asarray(sum(widths[leaf.axis] for leaf in leaves), np.float64)
+
+    cost, sums = grid_of("cat", [Sum(tuple(leaves[:5])), *leaves[5:]], at, candidates)
+    (name, concat), left_out = *sums.items(), {"x", "y", "z"} - set(cost.groups)
+    assert 1 == len(left_out)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        choice = {g: int(rng.integers(len(c))) for g, c in candidates.items()} | dict.fromkeys(left_out, 15)
+        widths = {g: candidates[g][i] for g, i in choice.items()}
+        index = {**choice, name: int(concat.bin(widths))}
+        assert at(widths) <= cost.grid[tuple(index[g] for g in cost.groups)]
+
+
 def test_the_plan_keeps_the_most_important_units() -> None:
     """Kept units are the top ones, ascending, as many as the width says; their loss is no less than the rest's sum."""
     table, importance = dense_block(3)
@@ -298,6 +352,13 @@ def test_a_small_loss_is_the_sum_of_what_is_removed() -> None:
     assert loss[-1] == 0
     assert (np.diff(loss) <= 0).all()
     assert loss[-2] == pytest.approx(values.min(), rel=1e-3)
+
+
+def test_a_large_loss_is_more_than_the_sum_of_what_is_removed() -> None:
+    """-T log(kept / T): half of the importance costs log 2 of it all, and the last unit has no price."""
+    loss = losses(np.asarray([1.0, 2.0, 3.0]), np.asarray([0, 1, 2, 3]))
+    assert loss[1:].tolist() == pytest.approx([6 * np.log(2), 6 * np.log(6 / 5), 0.0])
+    assert loss[0] > 100
 
 
 @pytest.mark.parametrize(("units", "most"), [(1, 16), (10, 16), (16, 16), (64, 16), (100, 16), (2048, 16), (33, 4)])
