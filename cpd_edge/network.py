@@ -228,7 +228,8 @@ def export(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.Expor
     except Exception as error:  # torch.export raises whatever the user's forward raises
         raise ModelError(
             f"{type(model).__name__} cannot be exported: {_first_line(error)}{_user_line(error)}",
-            hint=f"it must be traceable by torch.export with one tensor of shape {('batch', *input_shape)}",
+            hint="it must be traceable by torch.export with one tensor of the shape that the data has, or --input: "
+            f"here {('batch', *input_shape)}",
         ) from error
     finally:
         model.train(modes[0][1])

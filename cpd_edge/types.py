@@ -266,7 +266,7 @@ class Region:
         reads, writes: layout of the features it consumes and produces.
         weight: layout of each dim of its weight, or empty.
         dense_macs: multiply-accumulates at dense width and batch 1.
-        fqn: name of the torch parameter that holds its weight, or ''.
+        fqn: name of the torch parameter that it works with, its weight's first, or ''.
         within: depth groups that take it along when they go.
         geometry: what else fixes its cost: the head's attributes, its dense shapes, and all operators it holds.
         joined: layouts that the convolutions read from which it gets what it adds, concatenates or pools: where one of

@@ -79,20 +79,25 @@ def checks_line(r: dict[str, Any]) -> list[str]:
 def comb_text(r: dict[str, Any]) -> str:
     """Groups and frozen axes as text."""
     widths = [g for g in r["groups"] if not g["depth"]]
-    lines = [f"{g['units']:6d} units  {'exact  ' if g['exact'] else 'inexact'}  {g['name']}" for g in widths]
-    lines += [f"     a branch          {g['name']}" for g in r["groups"] if g["depth"]]
+    lines = [f"{_of(g['units'], 'unit'):>12}  {'exact  ' if g['exact'] else 'inexact'}  {g['name']}" for g in widths]
+    lines += [f"{'a branch':>12}           {g['name']}" for g in r["groups"] if g["depth"]]
     lines += comb_legend([*(g["name"] for g in widths), *(f["axis"] for f in r["frozen"])])
     lines += ["frozen:"] if r["frozen"] else []
     lines += [
-        f"{f['units']:6d} units  {f['axis']}: {f['reason']}{f' at {where}' if (where := f['source']) else ''}, "
+        f"{_of(f['units'], 'unit'):>12}  {f['axis']}: {f['reason']}{f' at {where}' if (where := f['source']) else ''}, "
         f"{f['params']:,} parameters"
         for f in r["frozen"]
     ]
     lines.append(
-        f"{len(widths)} groups and {len(r['groups']) - len(widths)} branches that can go whole; "
+        f"{_of(len(widths), 'group')} and {_of(len(r['groups']) - len(widths), 'branch', 'es')} that can go whole; "
         f"{portion(r['prunable_params_fraction'])} of the parameters can be cut, along at least one of their sides"
     )
     return "\n".join([*lines, *([f"drawing {r['drawing']}"] if "drawing" in r else [])])
+
+
+def _of(count: int, what: str, ending: str = "s") -> str:
+    """`1 unit`, `2 units`."""
+    return f"{count} {what}{ending if count != 1 else ''}"
 
 
 def comb_legend(names: Iterable[str]) -> list[str]:

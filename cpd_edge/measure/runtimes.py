@@ -119,9 +119,10 @@ def require_precision(precision: str, runtime: str) -> None:
     Raises:
         UsageError: says why, and what to give.
     """
-    known = tuple(dict.fromkeys(name for names in PRECISIONS.values() for name in names))
-    if precision not in known:
-        raise UsageError(f"unknown precision {precision!r}", hint=f"give --precision {', '.join(known)}")
+    if not any(precision in names for names in PRECISIONS.values()):
+        raise UsageError(
+            f"unknown precision {precision!r}", hint=f"give --precision {' or '.join(PRECISIONS[runtime])}"
+        )
     if precision not in PRECISIONS[runtime]:
         why = ": it casts to fp32 and back" if runtime == "onnxruntime" else ""
         raise UsageError(

@@ -191,7 +191,7 @@ class _Walk:
             reads = into if group == 1 else reads if reads != NOTHING else writes
         elif node.op_type in MATRIX:
             weight = (reads, writes) if len(node.input) > 1 and self._constant(node.input[1]) else ()
-        return reads, writes, weight, self._macs(node), fqn
+        return reads, writes, weight, self._macs(node), fqn or self._parameter(node)
 
     def _geometry(self, node: onnx.NodeProto, held: Sequence[str]) -> str:
         """`Conv+Relu kernel_shape=3x3 strides=1x1 1x64x56x56,64x64x3x3>1x64x56x56`: no name of the model is in it."""
@@ -216,6 +216,18 @@ class _Walk:
         if len(dims) < 2:
             return "", ()
         return fqn, (tuple(reversed(dims)) if turned else dims)
+
+    def _parameter(self, node: onnx.NodeProto) -> str:
+        """The torch parameter that a node works with; of a matrix that is folded into another, as its bias calls it."""
+        readers, named = self.readers.get(node.output[0], []), [x for x in node.input[1:] if self._held(x)]
+        if node.op_type == "MatMul" and not named and len(readers) == 1 and readers[0].op_type == "Add":
+            biases = (x for x in readers[0].input if self._held(x) and x.endswith("bias"))
+            named = [f"{x.removesuffix('bias')}weight" for x in biases]
+        return named[0] if named else ""
+
+    def _held(self, name: str) -> bool:
+        """Whether a value is a parameter of the torch module."""
+        return name in self.constants and name in self.layouts
 
     def _known(self, name: str) -> Layout | None:
         """Layout of the channels of an activation that `layouts` names."""

@@ -154,7 +154,7 @@ def where(record: Record) -> Section:
 
 
 def region_name(row: Record) -> str:
-    """The layer whose weight a region holds, as the user's model calls it, else the ONNX node that heads it."""
+    """The layer whose parameter a region works with, as the user's model calls it, else the ONNX node that heads it."""
     return row.text("fqn").removesuffix(".weight") or row.text("name") or "region"
 
 
@@ -181,13 +181,14 @@ def layers(record: Record) -> Section:
     rows = record.rows("layers")
     if not rows:
         return Section("layers", "Layers")
-    out = [(r.number("dense_out"), r.number("pruned_out")) for r in rows]
+    named = [r for r in rows if r.text("fqn")]
+    out = [(r.number("dense_out"), r.number("pruned_out")) for r in named]
     known = [(d, p) for d, p in out if d is not None and p is not None]
     blocks: list[Block] = []
-    if len(known) == len(rows):
-        title = "Output width by layer"
+    if known and len(known) == len(named):
+        title = "Output width by layer with parameters"
         reading = (
-            f"{sum(p < d for d, p in known)} of {len(known)} layers are narrower; "
+            f"{sum(p < d for d, p in known)} of {len(known)} layers with parameters are narrower; "
             f"{write.percent(sum(p for _, p in known) / (sum(d for d, _ in known) or 1))} of all output channels stay."
         )
         blocks.append(Figure(curves.skyline("fig-widths", title, reading, known), title, reading, wide=True))

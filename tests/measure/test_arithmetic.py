@@ -69,5 +69,5 @@ def test_a_precision_that_the_cpu_lacks_is_refused_by_name(dense: onnx.ModelProt
     if "FP16" not in able:
         with pytest.raises(UsageError, match="this CPU has no fp16 in OpenVINO"):
             require_precision("fp16", "openvino")
-    with pytest.raises(UsageError, match="unknown precision 'fp8'"):
+    with pytest.raises(UsageError, match="unknown precision 'fp8'\n  give --precision fp32 or int8 or fp16 or bf16"):
         require_precision("fp8", "openvino")

@@ -129,20 +129,30 @@ def test_multiply_accumulates_are_counted_at_batch_one() -> None:
 
 
 def test_a_linear_layer_of_tokens_reads_its_last_dim() -> None:
-    """A folded, transposed weight has no torch name: the activations' layouts say what is read and written."""
+    """A folded, transposed weight has no torch name: the activations' layouts say what is read and written.
+
+    It is called as its bias is.
+    """
     nodes = [
         helper.make_node("LayerNormalization", ["input", "norm"], ["layer_norm"], "node_layer_norm"),
-        helper.make_node("MatMul", ["layer_norm", "val_3"], ["linear"], "node_linear"),
+        helper.make_node("MatMul", ["layer_norm", "val_3"], ["product"], "node_linear"),
+        helper.make_node("Add", ["product", "body.bias"], ["linear"], "node_add"),
         helper.make_node("Gelu", ["linear"], ["logits"], "node_gelu"),
     ]
     feed, out = (helper.make_tensor_value_info(n, 1, ["batch", 5, w]) for n, w in (("input", 8), ("logits", 16)))
-    weights = [weight("norm", 8), weight("val_3", 8, 16), weight("bias", 16)]
+    weights = [weight("norm", 8), weight("val_3", 8, 16), weight("body.bias", 16)]
     graph = helper.make_graph(nodes, "net", [feed], [out], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     n, t = Leaf("batch", 1), Leaf("tokens", 5)
-    dims: dict[str, tuple[Layout, ...]] = {"norm": (A,), "bias": (B,), "layer_norm": (n, t, A), "linear": (n, t, B)}
+    dims: dict[str, tuple[Layout, ...]] = {
+        "norm": (A,),
+        "body.bias": (B,),
+        "layer_norm": (n, t, A),
+        "linear": (n, t, B),
+    }
     norm, linear = find_regions(model, dims)
-    assert (norm.name, linear.nodes) == ("node_layer_norm", ("node_linear", "node_gelu"))
+    assert (norm.name, linear.nodes) == ("node_layer_norm", ("node_linear", "node_add", "node_gelu"))
+    assert (norm.fqn, linear.fqn) == ("norm", "body.weight")
     assert (linear.reads, linear.writes, linear.weight) == (A, B, (A, B))
     assert linear.dense_macs == 5 * 8 * 16
 
