@@ -183,10 +183,11 @@ def _supported(found: Interval) -> Interval | None:
 def _reason(record: Mapping[str, Any], window: Window, budget: Budget) -> str:
     if record.get("already_met"):
         return "the dense engine already meets the budget; nothing was pruned"
+    if window.verdict == "FAIL" and "reason" in record:
+        return f"the engine is slower than the budget allows: {record['reason']}"
     if window.verdict == "FAIL":
         more = 2 * record["request"]["rounds"]
-        why = record.get("reason", f"no round is left; start again with --rounds {more}")
-        return f"the engine is slower than the budget allows: {why}"
+        return f"the engine is slower than the budget allows, and no round is left: start again with --rounds {more}"
     if window.verdict == "INCONCLUSIVE":
         return f"{_open(window, budget)}: measure longer, or on a quieter machine (cpd-edge bench)"
     if window.close < 1 - budget.tolerance:

@@ -89,7 +89,7 @@ def test_a_write_that_fails_leaves_the_old_file(own_config: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StoreError, match="cannot be written: No space left"):
         devices.add(NANO)
     monkeypatch.undo()
     monkeypatch.setenv("CPD_EDGE_CONFIG", str(own_config))

@@ -297,4 +297,4 @@ def test_a_network_whose_next_step_is_not_decided_keeps_its_verdict(ending: tupl
     window, _, student = Finishing(run, ["FAIL"], UndecidedError(20.0)).finish(*given)
     assert (window.verdict, student.index) == ("FAIL", 0)
     assert "was not decided in 20 s" in run.record["reason"]
-    assert "was not decided in 20 s" in _reason(run.record, window, 0.05)
+    assert "was not decided in 20 s" in _reason(run.record, window, Budget(limit_ms=5.0))
