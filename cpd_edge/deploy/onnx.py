@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import fx
+from torch import Tensor, fx
 
 from cpd_edge.canonical import op_name
-from cpd_edge.layout import Keep, Layout, Widths, kept, size
+from cpd_edge.layout import Keep, Layout, Widths, axes, kept, size
 from cpd_edge.network import Branch, Combed, Network, export, wrap
 
 INPUT, OUTPUT = "input", "logits"
@@ -120,22 +121,83 @@ def finish(model: onnx.ModelProto, provenance: Mapping[str, str] | None = None) 
 def survivors(names: Iterable[str], model: onnx.ModelProto, finished: onnx.ModelProto) -> dict[str, str]:
     """The values of a finished model that hold the numbers of an unfinished one's, where these are only laid out anew.
 
-    Of two reshapes in a row `finish` leaves the second: what the first made is then what it was made of.
+    Of two reshapes in a row `finish` leaves the second: what the first made is then what it was made of. An element of
+    a sequence that a value was split into is then one of the results of a split.
     """
     alive = {out for node in finished.graph.node for out in node.output} | {i.name for i in finished.graph.input}
     producer = {out: node for node in model.graph.node for out in node.output}
-    out: dict[str, str] = {}
-    for name in names:
-        at = name
-        while at not in alive and at in producer and producer[at].op_type in _LAID_OUT:
-            at = producer[at].input[0]
-        out[name] = at
-    return out
+    splits = {node.input[0]: node.output for node in finished.graph.node if node.op_type == "Split"}
+
+    def alive_for(name: str) -> str:
+        node = producer.get(name)
+        if name in alive or node is None:
+            return name
+        if node.op_type in _LAID_OUT:
+            return alive_for(node.input[0])
+        if node.op_type == "SequenceAt":
+            parts = splits.get(alive_for(producer[node.input[0]].input[0]), ())
+            at = int(numpy_helper.to_array(producer[node.input[1]].attribute[0].t))
+            return parts[at] if at < len(parts) else name
+        return name
+
+    return {name: alive_for(name) for name in names}
 
 
-def value_layouts(combed: Combed) -> dict[str, tuple[Layout, ...]]:
-    """Layouts of every ONNX value whose name is a parameter's or a graph node's."""
-    return {**combed.values, **combed.parameters}
+def written_as(network: Network, lowered: Network) -> dict[str, str]:
+    """What each node of a network is called in the graph that its file was written from, as far as that is told.
+
+    The exporter notes what it made a node of. Of several made of one, the last of its size has its numbers; one that
+    nothing was made of, such as a dropout, passes on what it reads.
+    """
+    own, found = {node.name: node for node in network.graph.nodes}, dict[str, str]()
+    for node in lowered.graph.nodes:
+        origin = _origin(node, own)
+        if origin is not None and _size(origin) == _size(node):
+            found[origin.name] = node.name
+    for node in network.graph.nodes:
+        read = node.args[0] if node.args else None
+        if node.name not in found and isinstance(read, fx.Node) and read.name in found and _size(read) == _size(node):
+            found[node.name] = found[read.name]
+    return found
+
+
+def _origin(node: fx.Node, own: Mapping[str, fx.Node]) -> fx.Node | None:
+    """The network's node that one of the exporter's was made of; of one result of several that which takes it."""
+    named = [name for name in _sources(node.meta.get("from_node", ())) if name in own] or [node.name]
+    origin = own.get(named[-1])
+    if origin is None or node.target is not operator.getitem or isinstance(origin.meta.get("val"), Tensor):
+        return origin
+    return next((user for user in origin.users if user.args[1:] == node.args[1:]), None)
+
+
+def _sources(sources: Iterable[Any]) -> Iterator[str]:
+    """Names of the nodes that a node was made of, graph by graph back to the first."""
+    for source in sources:
+        yield source.name
+        yield from _sources(source.from_node or ())
+
+
+def _size(node: fx.Node) -> tuple[int | None, ...] | None:
+    """Shape of the tensor that a node makes, None for a free dim; None where it makes no tensor."""
+    value = node.meta.get("val")
+    return tuple(n if type(n) is int else None for n in value.shape) if isinstance(value, Tensor) else None
+
+
+def value_layouts(combed: Combed, written: Combed, names: Mapping[str, str]) -> dict[str, tuple[Layout, ...]]:
+    """Layouts of every ONNX value whose name is a parameter's or a graph node's.
+
+    Args:
+        combed: the network's, which are taken wherever the file has the same value.
+        written: those of the graph that the file was written from, for all that was made on the way.
+        names: see `written_as`.
+    """
+    unknown = written.groups.widths.keys() - combed.groups.widths.keys()
+    between = {name: dims for name, dims in written.values.items() if unknown.isdisjoint(axes(*dims))}
+    own = dict[str, tuple[Layout, ...]]()
+    for name, there in names.items():  # first what was made of a node, then what passes it on
+        if name in combed.values:
+            own.setdefault(there, combed.values[name])
+    return {**between, **own, **combed.parameters}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from cpd_edge import store
 from cpd_edge.comb import comb
 from cpd_edge.cut import cut
 from cpd_edge.deploy.finished import FinishedCutter
-from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish, survivors, value_layouts
+from cpd_edge.deploy.onnx import OnnxCutter, export_onnx, finish, survivors, value_layouts, written_as
 from cpd_edge.deploy.parity import check_parity
 from cpd_edge.deploy.quantize import integer_nodes
 from cpd_edge.errors import CpdError, ModelError
@@ -83,12 +83,11 @@ class Subject:
         same = combed.parameters == lowered.parameters and combed.groups.widths == lowered.groups.widths
         cutter = OnnxCutter(exported.model, lowered)
         dense = finish(exported.model)
-        named = lowered if same else combed
-        layouts = value_layouts(named)
-        written = {b.name: b for b in lowered.branches}
-        branches = [written.get(b.name, b) for b in named.branches]
-        ends = survivors([v for b in branches for v in (b.first, b.last)], exported.model, dense)
-        runs = {b.name: (ends[b.first], ends[b.last]) for b in branches}
+        names = written_as(combed.network, exported.lowered)
+        layouts = value_layouts(combed, lowered, names)
+        branches = {b.name: [names.get(v, v) for v in (b.first, b.last)] for b in combed.branches}
+        ends = survivors([v for values in branches.values() for v in values], exported.model, dense)
+        runs = {name: (ends[first], ends[last]) for name, (first, last) in branches.items()}
         regions = find_regions(dense, layouts, runs)
         true = same and cuts_truly(cutter, combed, runtime)
         quantiser = None

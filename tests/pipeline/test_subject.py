@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cpd_edge.comb.relate import RULES
 from cpd_edge.deploy.onnx import OnnxCutter
+from cpd_edge.layout import size
 from cpd_edge.measure.runners import OnnxRunner
 from cpd_edge.measure.shapes import infer_shapes
 from cpd_edge.pipeline.outcome import macs_at
@@ -128,6 +129,35 @@ def test_branches_are_found_in_the_file_under_the_names_that_the_exporter_gives(
     subject = Subject.of(Gated().eval(), SHAPE)
     assert "gate:depth" in subject.widths
     assert [region.name for region in subject.regions if "gate:depth" in region.within] == ["node_conv2d_2"]
+
+
+class Halves(nn.Module):
+    """Branches that begin at a half of a split, and behind a dropout that is not in the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part, self.whole = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.drop, self.head = nn.Dropout(0.1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.stem(x).chunk(2, 1)
+        x = self.drop(torch.cat([second, first + self.part(first).relu_()], 1))
+        return self.head((x + self.drop(self.whole(x)).relu_()).relu_())
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_every_value_and_branch_of_the_file_is_the_networks_own(renamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is split, passed on, or called otherwise by the exporter is told by what it was made of, not by its name."""
+    if renamed:  # as where a call that only the exporter's graph has is without a rule
+        monkeypatch.delitem(RULES, "relu")
+    subject = Subject.of(Halves().eval(), SHAPE)
+    inside = {region.fqn: region.within for region in subject.regions if region.within}
+    assert inside == {"part.weight": ("part:depth",), "whole.weight": ("whole:depth",)}
+    shapes = infer_shapes(subject.dense_onnx)
+    named = {name: dims for name, dims in subject.layouts.items() if name in shapes}
+    assert {name: [size(d, {}) for d in dims][1:] for name, dims in named.items()} == {
+        name: list(shapes[name])[1:] for name in named
+    }
 
 
 def test_macs_follow_the_widths() -> None:
