@@ -48,6 +48,8 @@ def landed(subject: Subject, request: Request, folder: Path) -> dict[str, Any]:
 
 def _off(row: dict[str, Any]) -> float:
     """How far the upper end of a round's interval is from the limit, relative; above 0 it is over."""
+    if row["measured"]["high"] is None:
+        sys.exit("a measured interval has no upper end: the machine is not quiet enough, run it again later")
     return float(row["measured"]["high"] / row["limit_ms"] - 1)
 
 
