@@ -135,9 +135,10 @@ def survivors(names: Iterable[str], model: onnx.ModelProto, finished: onnx.Model
         if node.op_type in _LAID_OUT:
             return alive_for(node.input[0])
         if node.op_type == "SequenceAt":
-            parts = splits.get(alive_for(producer[node.input[0]].input[0]), ())
-            at = int(numpy_helper.to_array(producer[node.input[1]].attribute[0].t))
-            return parts[at] if at < len(parts) else name
+            sequence, index = (producer.get(read) for read in node.input)
+            parts = splits.get(alive_for(sequence.input[0])) if sequence is not None and sequence.input else None
+            if parts and index is not None:
+                return parts[int(numpy_helper.to_array(index.attribute[0].t))]
         return name
 
     return {name: alive_for(name) for name in names}

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 REPEATS = 30
+"""Profiled inferences behind the times of layers."""
 GIVEN = "weights given"
 """What stands among the hashes for the file of weights, which is no file of the run."""
-"""Profiled inferences behind the times of layers."""
 AGAIN = "; measure again on a quieter machine: cpd-edge bench"
 """What to do about a trend."""
 TOLD = 0.05
@@ -329,7 +329,7 @@ def _checks(
         (
             "table predicts",
             median <= TOLD,
-            f"held-out plans: median error {median:.1%}, 5 % or less wanted, 90 % within {most:.1%}",
+            f"held-out plans: median error {median:.1%}, wanted {TOLD:.0%} or less, 90 % within {most:.1%}",
         ),
     ]
     for quantity, most in counted(subject, job.request.constraints.limits):
